@@ -1,0 +1,46 @@
+"""What a model is conditioned on: one value that can be indexed, stacked and moved, whatever the family puts in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Named tensors that share their first dimension, the batch.
+
+    Which names there are is the backbone's affair (`backbones.Backbone.condition_fields`); everybody else only carries
+    the value along. For a text-to-video model it is `{"text": (B, tokens, width)}`.
+    """
+
+    fields: Mapping[str, Tensor]
+
+    def __len__(self) -> int:
+        return int(next(iter(self.fields.values())).shape[0])
+
+    def __getitem__(self, rows: Any) -> Condition:
+        return Condition({name: value[rows] for name, value in self.fields.items()})
+
+    def to(self, *args: Any, **kwargs: Any) -> Condition:
+        """Move or cast every field, like `Tensor.to`."""
+        return Condition({name: value.to(*args, **kwargs) for name, value in self.fields.items()})
+
+    def expand(self, count: int) -> Condition:
+        """Repeat a single row `count` times without copying it."""
+        return Condition({name: v.expand(count, *v.shape[1:]) for name, v in self.fields.items()})
+
+    def where(self, keep: Tensor, other: Condition) -> Condition:
+        """Rows of self where `keep` (B,) is true, of `other` elsewhere."""
+        return Condition(
+            {n: torch.where(keep.view(-1, *[1] * (v.ndim - 1)), v, other.fields[n]) for n, v in self.fields.items()}
+        )
+
+    @staticmethod
+    def cat(parts: Sequence[Condition]) -> Condition:
+        """Stack conditions along the batch."""
+        return Condition({name: torch.cat([part.fields[name] for part in parts]) for name in parts[0].fields})

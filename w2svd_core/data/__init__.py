@@ -1,0 +1,1 @@
+"""Clips, captions, codecs and latents: everything between a video file and a training batch."""

@@ -1,0 +1,117 @@
+"""Files that are either whole or not there: atomic writes, and safetensors with errors that a person can read."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .errors import UserError
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path, durable: bool = False) -> Iterator[Path]:
+    """Give a temporary path in the folder of `path`; on success it becomes `path`, on failure it is removed.
+
+    Args:
+        durable: wait until the disk has it (for checkpoints; thousands of small clips would take minutes).
+
+    Raises:
+        UserError: the disk is full, or the folder can't be written.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+    except OSError as error:
+        raise UserError(_cannot_write(path, error)) from error
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        if durable:
+            with temporary.open("rb") as stream:
+                os.fsync(stream.fileno())
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(_cannot_write(path, error)) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def _cannot_write(path: Path, error: OSError) -> str:
+    reason = error.strerror or str(error)
+    return f"cannot write {path}: {reason}; free some space or choose another folder, nothing before it was lost"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text atomically."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write tensors and string metadata atomically as one safetensors file."""
+    from safetensors.torch import save
+
+    data = save(_apart(tensors), dict(metadata or {}))
+    with atomic_write(path, durable=True) as temporary, temporary.open("wb") as stream:
+        stream.write(data)
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """On the CPU, contiguous, and no two in the same memory, which safetensors refuses."""
+    out: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for name, tensor in tensors.items():
+        value = tensor.detach().cpu().contiguous()
+        place = value.untyped_storage().data_ptr()
+        out[name] = value.clone() if place in taken else value
+        taken.add(place)
+    return out
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read a whole safetensors file onto the CPU.
+
+    Returns:
+        The tensors by name, and the file's metadata.
+
+    Raises:
+        UserError: the file is missing, truncated, or not safetensors (a pickle, for example).
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path} is not there; check the path")
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(9)
+    except OSError as error:
+        raise UserError(f"{path} can't be read: {error.strerror}; check its permissions") from error
+    if head[8:9] != b"{" and (head[:2] == b"PK" or head[:1] == b"\x80"):  # byte 8 opens every safetensors header
+        raise UserError(
+            f"{path} is a pickled file, which can run code when it is read; convert it to .safetensors first"
+        )
+    try:
+        with safe_open(str(path), framework="pt", device="cpu") as file:
+            metadata = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, ValueError, RuntimeError) as error:
+        raise UserError(f"{path} is not a whole safetensors file ({error}); copy or download it again") from error
+    return tensors, metadata
+
+
+def dtype_named(precision: str) -> torch.dtype:
+    """The torch dtype of a precision setting ("fp32", "bf16", "fp16")."""
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]

@@ -1,0 +1,148 @@
+"""One set of trainable weights with everything that moves them: AdamW, clipping, the non-finite guard, the average."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .errors import UserError
+
+Schedule = Callable[[int], float]  # update -> factor on the learning rate
+
+
+def lr_schedule(decay: str, warmup: int, total: int) -> Schedule:
+    """A linear rise over `warmup` updates, then constant or a half cosine that ends at 0 after `total` updates."""
+
+    def factor(update: int) -> float:
+        rise = min(1.0, (update + 1) / warmup) if warmup else 1.0
+        if decay == "constant":
+            return rise
+        return rise * 0.5 * (1 + math.cos(math.pi * min(1.0, update / max(1, total))))
+
+    return factor
+
+
+class Learner:
+    """Updates the weights of one role.
+
+    Args:
+        name: for messages and checkpoints.
+        parameters: float32 weights by name.
+        optimizer: AdamW's settings (lr, betas as beta1 and beta2, weight_decay).
+        schedule: factor on the learning rate of each update.
+        clip_norm: gradients are scaled down to this norm; 0 is off.
+        max_nonfinite: so many non-finite updates in a row end the run.
+        ema: decay of the moving average; 0 keeps none.
+        reduce: averages a gradient over the processes of the run.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        parameters: Mapping[str, nn.Parameter],
+        optimizer: Any,
+        *,
+        schedule: Schedule,
+        clip_norm: float,
+        max_nonfinite: int,
+        ema: float = 0.0,
+        reduce: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        self.name = name
+        self.parameters = dict(parameters)
+        self.lr, self.schedule = optimizer.lr, schedule
+        self.clip_norm, self.max_nonfinite = clip_norm, max_nonfinite
+        self.adam = torch.optim.AdamW(
+            list(self.parameters.values()),
+            lr=optimizer.lr,
+            betas=(optimizer.beta1, optimizer.beta2),
+            weight_decay=optimizer.weight_decay,
+        )
+        self.ema_decay = ema
+        self.average = {n: p.detach().clone() for n, p in self.parameters.items()} if ema else {}
+        self.reduce = reduce
+        self.updates = 0
+        self.nonfinite_in_a_row = 0
+
+    def update(self, loss: Tensor) -> dict[str, float]:
+        """One optimizer step down the gradient of a scalar loss.
+
+        Returns:
+            loss, gradient norm, and 1 if the step was skipped because something was not finite.
+
+        Raises:
+            UserError: `max_nonfinite` updates in a row were skipped.
+        """
+        loss.backward()
+        weights = list(self.parameters.values())
+        if self.reduce is not None:
+            for weight in weights:
+                if weight.grad is not None:
+                    weight.grad = self.reduce(weight.grad)
+        norm = torch.nn.utils.get_total_norm([w.grad for w in weights if w.grad is not None])
+        sound = bool(torch.isfinite(norm)) and bool(torch.isfinite(loss))
+        if sound:
+            self._step(weights, norm)
+        self.adam.zero_grad(set_to_none=True)
+        self._count(sound)
+        return {
+            f"{self.name}/loss": float(loss.detach()),
+            f"{self.name}/gradient_norm": float(norm),
+            f"{self.name}/skipped": float(not sound),
+        }
+
+    def _step(self, weights: list[nn.Parameter], norm: Tensor) -> None:
+        if self.clip_norm:
+            torch.nn.utils.clip_grads_with_norm_(weights, self.clip_norm, norm)
+        for group in self.adam.param_groups:
+            group["lr"] = self.lr * self.schedule(self.updates)
+        self.adam.step()
+        self.updates += 1
+        # a young average leans on the newest weights, or it would hold on to the first ones for 1 / (1 - decay) updates
+        decay = min(self.ema_decay, (1 + self.updates) / (10 + self.updates))
+        for name, mean in self.average.items():
+            mean.lerp_(self.parameters[name].detach(), 1 - decay)
+
+    def _count(self, sound: bool) -> None:
+        self.nonfinite_in_a_row = 0 if sound else self.nonfinite_in_a_row + 1
+        if self.nonfinite_in_a_row >= self.max_nonfinite:
+            raise UserError(
+                f"the {self.name} had {self.nonfinite_in_a_row} non-finite updates in a row after update "
+                f"{self.updates}; lower {self.name}.lr or use model.precision fp32, and go on from the last checkpoint "
+                "with --resume"
+            )
+
+    def learned(self) -> dict[str, Tensor]:
+        """What is worth keeping: the moving average where there is one, else the weights."""
+        return self.average or {name: p.detach() for name, p in self.parameters.items()}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that an exact resume needs, by name."""
+        out = {f"weight/{n}": p.detach() for n, p in self.parameters.items()}
+        out |= {f"average/{n}": t for n, t in self.average.items()}
+        for name, parameter in self.parameters.items():
+            state = self.adam.state.get(parameter, {})
+            out |= {f"adam/{key}/{name}": torch.as_tensor(value) for key, value in state.items()}
+        out["count"] = torch.tensor([self.updates, self.nonfinite_in_a_row])
+        return out
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take back what `tensors` gave."""
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(tensors[f"weight/{name}"])
+                state = {
+                    key: tensors[f"adam/{key}/{name}"].clone()
+                    for key in ("step", "exp_avg", "exp_avg_sq")
+                    if f"adam/{key}/{name}" in tensors
+                }
+                if state:
+                    moved = {k: v if k == "step" else v.to(parameter.device) for k, v in state.items()}
+                    self.adam.state[parameter] = moved
+            for name, mean in self.average.items():
+                mean.copy_(tensors[f"average/{name}"])
+        self.updates, self.nonfinite_in_a_row = (int(n) for n in tensors["count"])

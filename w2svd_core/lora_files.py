@@ -1,0 +1,363 @@
+"""LoRA files: native (ComfyUI) and diffusers formats, the base that a LoRA needs, in and out of peft.
+
+In memory a LoRA is `dict[diffusers module name, LoraPair]`; a layer's weight gains alpha / r * up @ down.
+Nothing here knows a model family: names are translated by a `KeyMap` (`backbones/wan_keys.py` is one).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from .errors import UserError
+from .files import read_safetensors, write_safetensors
+from .lora_metadata import LoraMetadata as LoraMetadata
+from .lora_metadata import Schedule as Schedule
+
+Format = Literal["native", "diffusers"]
+_DIFFUSERS_METADATA = "lora_adapter_metadata"  # the name that diffusers gave to its JSON of rank and alpha
+_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "transformer.")
+_KEY = re.compile(r"(?P<module>.+)\.(?:(?P<side>lora_down|lora_up|lora_A|lora_B)(?:\.[^.]+)?\.weight|(?P<alpha>alpha))")
+_LORA_PARTS = {"lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector"}
+
+
+class KeyMap(Protocol):
+    """Names of one model family's modules; an unknown name raises `UserError`."""
+
+    def native_module(self, name: str, /) -> str: ...
+
+    def diffusers_module(self, name: str, /) -> str: ...
+
+    def native_alpha(self, name: str, /) -> bool:
+        """Whether readers of native files honour `.alpha` beside this diffusers module."""
+        ...
+
+
+@dataclass(frozen=True)
+class LoraPair:
+    """One layer's update alpha / r * up @ down, with down (r, in) and up (out, r)."""
+
+    down: Tensor
+    up: Tensor
+    alpha: float
+
+    @property
+    def rank(self) -> int:
+        return int(self.down.shape[0])
+
+    def delta(self) -> Tensor:
+        """The change of the layer's weight (out, in)."""
+        return (self.up @ self.down) * (self.alpha / self.rank)
+
+
+# ---- writing -------------------------------------------------------------------------------------
+
+
+def write_lora(
+    path: Path,
+    pairs: Mapping[str, LoraPair],
+    metadata: LoraMetadata | None,
+    *,
+    format: Format = "native",
+    key_map: KeyMap,
+) -> None:
+    """Write a LoRA as safetensors, atomically.
+
+    "native" gives `diffusion_model.<native module>.lora_down.weight`, `.lora_up.weight` and `.alpha`, which
+    ComfyUI loads as it is; where readers do not honour `.alpha` the scale goes into `up`. "diffusers" gives
+    `transformer.<module>.lora_A.weight`, `.lora_B.weight`, with rank and alpha in diffusers' own metadata.
+
+    Raises:
+        UserError: nothing to write, an unknown format or module, or the file can't be written.
+    """
+    if not pairs:
+        raise UserError(f"{path} was not written: the LoRA is empty")
+    strings = metadata.to_strings() if metadata else {}
+    ranks, alphas = {p.rank for p in pairs.values()}, {p.alpha for p in pairs.values()}
+    if len(ranks) == len(alphas) == 1:
+        strings |= {"ss_network_dim": str(min(ranks)), "ss_network_alpha": f"{min(alphas):g}"}
+    if format == "native":
+        tensors = _native_tensors(pairs, key_map)
+    elif format == "diffusers":
+        tensors = {}
+        for name, pair in pairs.items():
+            tensors[f"transformer.{name}.lora_A.weight"] = pair.down
+            tensors[f"transformer.{name}.lora_B.weight"] = pair.up
+        settings = {f"transformer.{key}": value for key, value in peft_settings(pairs).items()}
+        strings[_DIFFUSERS_METADATA] = json.dumps(settings, indent=2, sort_keys=True)
+    else:
+        raise UserError(f"LoRA format {format!r} is unknown; use native or diffusers")
+    write_safetensors(path, tensors, strings)
+
+
+def _native_tensors(pairs: Mapping[str, LoraPair], key_map: KeyMap) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for name, pair in pairs.items():
+        stem = f"diffusion_model.{key_map.native_module(name)}"
+        up = pair.up
+        if key_map.native_alpha(name):
+            tensors[f"{stem}.alpha"] = torch.tensor(pair.alpha, dtype=torch.float32)
+        elif pair.alpha != pair.rank:
+            up = up * (pair.alpha / pair.rank)
+        tensors[f"{stem}.lora_down.weight"] = pair.down
+        tensors[f"{stem}.lora_up.weight"] = up
+    return tensors
+
+
+def peft_settings(pairs: Mapping[str, LoraPair]) -> dict[str, Any]:
+    """Arguments of `peft.LoraConfig` for exactly these layers, ranks and alphas (JSON-ready)."""
+    rank = Counter(pair.rank for pair in pairs.values()).most_common(1)[0][0]
+    alpha = Counter(_whole(pair.alpha) for pair in pairs.values()).most_common(1)[0][0]
+    return {
+        "r": rank,
+        "lora_alpha": alpha,
+        "target_modules": sorted(pairs),
+        "rank_pattern": {_exactly(name): p.rank for name, p in pairs.items() if p.rank != rank},
+        "alpha_pattern": {_exactly(name): _whole(p.alpha) for name, p in pairs.items() if p.alpha != alpha},
+    }
+
+
+def _exactly(name: str) -> str:
+    return "^" + re.escape(name)  # peft matches patterns at the end of a name otherwise
+
+
+def _whole(value: float) -> float | int:
+    return int(value) if float(value).is_integer() else value
+
+
+# ---- reading -------------------------------------------------------------------------------------
+
+
+def read_lora(path: Path, key_map: KeyMap) -> tuple[dict[str, LoraPair], LoraMetadata | None]:
+    """Read a LoRA in native names, diffusers names or as peft saves it.
+
+    alpha comes from `.alpha`, else from diffusers' metadata in the file, else from the `adapter_config.json`
+    beside a file with peft's names; without any of them it is the rank, as ComfyUI and diffusers read it.
+
+    Returns:
+        The layers by diffusers module name, and what this project wrote about them (None for others' files).
+
+    Raises:
+        UserError: missing, pickled or truncated; no LoRA inside; keys or layers that are not understood.
+    """
+    tensors, strings = read_safetensors(path)
+    raw: dict[str, dict[str, Tensor]] = {}
+    unknown: list[str] = []
+    for key, tensor in tensors.items():
+        match = _KEY.fullmatch(key)
+        name = _diffusers_name(match["module"], key_map) if match else None
+        if match is None or name is None:
+            unknown.append(key)
+            continue
+        part = "alpha" if match["alpha"] else "down" if match["side"] in ("lora_down", "lora_A") else "up"
+        if part in raw.setdefault(name, {}):
+            raise UserError(f"{path} holds the layer {name} twice (key {key}); keep one LoRA in a file")
+        raw[name][part] = tensor
+    if not any(".lora_" in key for key in tensors):
+        raise UserError(f"{path} holds no LoRA (first key: {next(iter(tensors), 'none')}); choose a LoRA file")
+    if unknown:
+        shown = ", ".join(unknown[:3])
+        raise UserError(
+            f"{path} has {len(unknown)} keys that this model has no place for ({shown}); is it for another?"
+        )
+    settings = _settings(path, strings, peft=any(key.startswith("base_model.model.") for key in tensors))
+    pairs = {name: _pair(path, name, parts, settings) for name, parts in raw.items()}
+    return pairs, LoraMetadata.from_strings(strings, path)
+
+
+def _diffusers_name(stem: str, key_map: KeyMap) -> str | None:
+    """The diffusers module that a key's stem means, or None; a native prefix makes native names win."""
+    stem = stem.removeprefix("base_model.model.")
+    prefix = next((prefix for prefix in _PREFIXES if stem.startswith(prefix)), "")
+    stem = stem[len(prefix) :]
+
+    def native() -> str:
+        return key_map.diffusers_module(stem)
+
+    def ours() -> str:
+        key_map.native_module(stem)
+        return stem
+
+    for reading in (native, ours) if "diffusion_model." in prefix else (ours, native):
+        try:
+            return reading()
+        except UserError:
+            continue
+    return None
+
+
+def _settings(path: Path, strings: Mapping[str, str], peft: bool) -> dict[str, Any]:
+    """peft's settings, from the file's metadata or the `adapter_config.json` beside it; {} for none."""
+    beside = Path(path).with_name("adapter_config.json")
+    try:
+        if _DIFFUSERS_METADATA in strings:
+            found = json.loads(strings[_DIFFUSERS_METADATA])
+            settings = {key.removeprefix("transformer."): value for key, value in found.items()}
+        else:
+            settings = dict(json.loads(beside.read_text(encoding="utf-8"))) if peft and beside.is_file() else {}
+        if settings:
+            float(settings["lora_alpha"]), int(settings["r"])
+    except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
+        where = _DIFFUSERS_METADATA if _DIFFUSERS_METADATA in strings else beside.name
+        raise UserError(f"{path}: rank and alpha can't be read from {where}; save the LoRA again") from error
+    if settings.get("use_dora"):
+        raise UserError(f"{path} is a DoRA, which is more than a LoRA; merge it or use a plain LoRA")
+    return settings
+
+
+def _pair(path: Path, name: str, parts: Mapping[str, Tensor], settings: Mapping[str, Any]) -> LoraPair:
+    missing = {"down", "up"} - set(parts)
+    if missing:
+        raise UserError(
+            f"{path}: the layer {name} lacks its {' and '.join(sorted(missing))} matrix; copy the file again"
+        )
+    down, up = parts["down"], parts["up"]
+    if down.ndim != 2 or up.ndim != 2 or down.shape[0] != up.shape[1] or down.shape[0] == 0:
+        shapes = f"{tuple(down.shape)} and {tuple(up.shape)}"
+        raise UserError(f"{path}: the layer {name} has shapes {shapes}, which are no pair of a linear layer's LoRA")
+    if not (down.isfinite().all() and up.isfinite().all()):
+        raise UserError(f"{path}: the layer {name} holds numbers that are not finite; use an earlier checkpoint")
+    rank = int(down.shape[0])
+    if "alpha" in parts:
+        return LoraPair(down, up, float(parts["alpha"].item()))
+    if not settings:
+        return LoraPair(down, up, float(rank))
+    alpha = float(_by_pattern(settings.get("alpha_pattern"), name, settings["lora_alpha"]))
+    return LoraPair(down, up, alpha * math.sqrt(rank) if settings.get("use_rslora") else alpha)
+
+
+def _by_pattern(patterns: Mapping[str, Any] | None, name: str, default: Any) -> Any:
+    for pattern, value in (patterns or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", name):
+            return value
+    return default
+
+
+# ---- the base ------------------------------------------------------------------------------------
+
+
+def base_hash(state: Mapping[str, Tensor] | nn.Module) -> str:
+    """sha256 (hex) over names, dtypes, shapes and bytes of the base weights, in the order of names.
+
+    LoRA tensors are left out and peft's `base_layer` is taken out of names: adapters do not change the hash.
+    A base in another precision has another hash.
+    """
+    tensors = state.state_dict() if isinstance(state, nn.Module) else state
+    plain: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        parts = name.split(".")
+        if not _LORA_PARTS.intersection(parts):
+            plain[".".join(part for part in parts if part != "base_layer")] = tensor
+    digest = hashlib.sha256()
+    for name in sorted(plain):
+        tensor = plain[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def check_base(metadata: LoraMetadata | None, expected_hash: str, path: Path | str) -> bool:
+    """Compare a LoRA with the base at hand; False when the file does not say what base it is for.
+
+    Raises:
+        UserError: it was made for another base.
+    """
+    if metadata is None or not metadata.base_hash:
+        return False
+    if metadata.base_hash != expected_hash:
+        raise UserError(
+            f"{path} was trained for another base ({metadata.base_class} {metadata.base_hash[:12]}, this one "
+            f"is {expected_hash[:12]}); load the model that it was trained on"
+        )
+    return True
+
+
+# ---- peft ----------------------------------------------------------------------------------------
+
+
+def pairs_from_peft(model: nn.Module, adapter: str) -> dict[str, LoraPair]:
+    """Copies (CPU, own precision) of a peft adapter's matrices; alpha as configured, not as a role set it.
+
+    Raises:
+        UserError: the model has no such adapter, or it is not a plain LoRA of linear layers.
+    """
+    pairs: dict[str, LoraPair] = {}
+    for name, layer in _layers(model, adapter):
+        down, up = layer.lora_A[adapter], layer.lora_B[adapter]
+        if not isinstance(down, nn.Linear) or up.bias is not None or adapter in layer.lora_magnitude_vector:
+            raise UserError(f"the adapter {adapter} is not a plain LoRA at {name}; use linear layers, no bias, no DoRA")
+        pairs[name] = LoraPair(_copy(down.weight), _copy(up.weight), _alpha(layer, adapter))
+    return pairs
+
+
+def load_into_peft(model: nn.Module, adapter: str, pairs: Mapping[str, LoraPair]) -> tuple[list[str], list[str]]:
+    """Fill an adapter that is already on the model, so that it has exactly the effect of `pairs`.
+
+    Rank, alpha and scale of the layers stay: where alpha / r differs the ratio goes into `up`, a smaller rank
+    leaves the other rows of `down` as they are with zeros in `up`. Layers without a pair get a zero `up`.
+
+    Returns:
+        Names in `pairs` that were loaded, and names that the adapter has no layer for.
+
+    Raises:
+        UserError: no such adapter, nothing matches, or a pair does not fit; nothing was changed then.
+    """
+    layers = dict(_layers(model, adapter))
+    matched, unmatched = [n for n in pairs if n in layers], [n for n in pairs if n not in layers]
+    if not matched:
+        raise UserError(
+            f"none of the LoRA's layers ({', '.join(unmatched[:3])}) is in the adapter {adapter}; "
+            "is it for another model?"
+        )
+    for name in matched:
+        pair, down, up = pairs[name], layers[name].lora_A[adapter].weight, layers[name].lora_B[adapter].weight
+        if pair.down.shape[1:] != down.shape[1:] or pair.up.shape[0] != up.shape[0]:
+            raise UserError(
+                f"the LoRA's layer {name} is {pair.down.shape[1]} -> {pair.up.shape[0]} wide, the model's "
+                f"{down.shape[1]} -> {up.shape[0]}; it is for another model"
+            )
+        if pair.rank > down.shape[0]:
+            raise UserError(
+                f"the LoRA has rank {pair.rank} at {name}, the adapter {down.shape[0]}; set rank {pair.rank}"
+            )
+    with torch.no_grad():
+        for name, layer in layers.items():
+            down, up = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
+            if name not in pairs:
+                up.zero_()
+                continue
+            pair = pairs[name]
+            ratio = (pair.alpha / pair.rank) / (_alpha(layer, adapter) / down.shape[0])
+            down[: pair.rank].copy_(pair.down)
+            up[:, pair.rank :].zero_()
+            up[:, : pair.rank].copy_(pair.up if ratio == 1 else pair.up.double() * ratio)
+    return matched, unmatched
+
+
+def _layers(model: nn.Module, adapter: str) -> Iterator[tuple[str, Any]]:
+    found = False
+    for name, module in model.named_modules():
+        if adapter in getattr(module, "lora_A", {}):
+            found = True
+            yield name.removeprefix("base_model.model."), module
+    if not found:
+        raise UserError(f"the model has no adapter named {adapter}")
+
+
+def _alpha(layer: Any, adapter: str) -> float:
+    alpha, rank = float(layer.lora_alpha[adapter]), int(layer.r[adapter])
+    return alpha * math.sqrt(rank) if layer.use_rslora.get(adapter, False) else alpha
+
+
+def _copy(weight: Tensor) -> Tensor:
+    return weight.detach().cpu().clone().contiguous()

@@ -1,0 +1,1 @@
+"""Measures of clips: Fréchet distances, motion, appearance, diversity, caption adherence."""

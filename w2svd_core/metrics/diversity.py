@@ -1,0 +1,40 @@
+"""How different the clips of one caption are: a student that forgets modes draws one head for all seeds."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from ..errors import UserError
+from .frechet import FeatureStats
+
+
+def diversity(features: Tensor, group_size: int, data: FeatureStats) -> float:
+    """Mean distance between clips of the same caption and different seeds.
+
+    The distance is Euclidean in the portrait video features, divided by sqrt(2 tr C) with C the covariance of
+    the data: that is the root mean square distance of two unrelated data clips, so that about 1 means "as
+    different as any two clips", and 0 means equal clips. Captions name a part of the attributes, so real
+    clips of one caption are below 1.
+
+    Args:
+        features: (N, D), clip after clip: `group_size` seeds of the first caption, then of the second,
+            and so on.
+        group_size: L >= 2, seeds per caption; N is a multiple of it.
+        data: statistics of the data in the same features.
+
+    Raises:
+        UserError: L is below 2 or does not divide N.
+    """
+    count, dims = features.shape
+    if group_size < 2 or count % group_size or count == 0:
+        raise UserError(
+            f"diversity needs groups of at least 2 clips with one caption, but {count} clips can't be cut "
+            f"into groups of {group_size}; choose a group size of at least 2 that divides the number of clips"
+        )
+    groups = features.double().view(-1, group_size, dims)  # g l d
+    differences = groups.unsqueeze(1) - groups.unsqueeze(2)  # g l l d
+    distances = differences.square().sum(-1).sqrt()
+    pairs = distances.shape[0] * group_size * (group_size - 1)
+    return float(distances.sum()) / pairs / math.sqrt(2 * data.total_variance)

@@ -1,0 +1,64 @@
+"""DMD (arXiv 2311.18828), DMD2 (arXiv 2405.14867) and W2SVD / MagicDistillation (arXiv 2503.13319), in x0-space.
+
+The three differ only in the weights behind the real score, which is the caller's affair: alpha_weak = 0 is DMD2 with an
+adapter for the fake score, alpha_weak = 0.25 is W2SVD.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..flow import wide
+
+
+@dataclass(frozen=True)
+class Gap:
+    """What to watch in a pair of scores; means over the batch.
+
+    Attributes:
+        cosine: between the two residuals x0 - x_student of real and fake; 1 where they want the same.
+        relative: |x0_fake - x0_real| / |x_student - x0_real|, the size of the gradient before it is normalised.
+        nonfinite: elements of the gradient that are not finite.
+    """
+
+    cosine: float
+    relative: float
+    nonfinite: int
+
+
+def _per_sample_mean(x: Tensor) -> Tensor:
+    return x.flatten(1).mean(1).view(-1, *[1] * (x.ndim - 1))
+
+
+def matching_gradient(x_student: Tensor, x0_fake: Tensor, x0_real: Tensor, floor: float = 0.05) -> Tensor:
+    """The gradient with respect to the student's clean sample (DMD eq. 7 with the weight of eq. 8, alpha_t dropped).
+
+    g = (x0_fake - x0_real) / max(mean |x_student - x0_real|, floor), the mean over each sample.
+
+    Args:
+        x_student, x0_fake, x0_real: `b c f h w`; fake and real are the clean samples that the two scores see in the
+            student's sample after noise was added to it.
+        floor: in latent units; at small sigma the denominator goes to zero and the gradient would explode.
+
+    Returns:
+        `b c f h w`, float32 or wider, no gradient. Non-finite elements stay as they are: see `watch`.
+    """
+    x, fake, real = wide(x_student).detach(), wide(x0_fake).detach(), wide(x0_real).detach()
+    return (fake - real) / _per_sample_mean((x - real).abs()).clamp(min=floor)
+
+
+def matching_loss(x_student: Tensor, gradient: Tensor) -> Tensor:
+    """A scalar whose gradient in x_student is `gradient` / elements: 1/2 |x - sg(x - g)|^2 (DMD2's form)."""
+    x = wide(x_student)
+    return 0.5 * (x - (x - gradient).detach()).square().mean()
+
+
+def watch(x_student: Tensor, x0_fake: Tensor, x0_real: Tensor) -> Gap:
+    """Numbers that tell how the two scores stand to each other; the critic's loss alone tells nothing."""
+    x, fake, real = wide(x_student).detach(), wide(x0_fake).detach(), wide(x0_real).detach()
+    cosine = torch.cosine_similarity((fake - x).flatten(1), (real - x).flatten(1), dim=1).mean()
+    relative = ((fake - real).flatten(1).norm(dim=1) / (x - real).flatten(1).norm(dim=1).clamp(min=1e-8)).mean()
+    return Gap(float(cosine), float(relative), int((~torch.isfinite(fake - real)).sum()))

@@ -1,0 +1,260 @@
+"""Every setting of a recipe, defined once: type, default, range, unit and meaning.
+
+The YAML check (`config.py`), the command line and `--help` (`options.py`) and the node widgets are all made
+from these models. Nothing here knows torch or a model family.
+"""
+
+from __future__ import annotations
+
+import re
+from itertools import pairwise
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+MAX_SEED = 2**32 - 1
+MAX_COUNT = 10_000_000
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+def setting(
+    default: object,
+    meaning: str,
+    *,
+    unit: str = "",
+    ge: float | None = None,
+    le: float | None = None,
+    rule: str = "",
+) -> Any:
+    """A field with its default, meaning, unit and inclusive range; `rule` says what a range cannot."""
+    extra: dict[str, Any] = {"unit": unit, "rule": rule}
+    return Field(default=default, description=meaning, ge=ge, le=le, json_schema_extra=extra)
+
+
+class Section(BaseModel):
+    """A group of settings: unknown keys, wrong types, NaN and infinity are refused; it is frozen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Model(Section):
+    """The frozen base model, or a new one for pre-training."""
+
+    family: str = setting("wan", "model family, by its name in the backbones registry")
+    path: str = setting("bundled", "bundled = the portrait teacher of this repo; else a model folder or file")
+    precision: Literal["fp32", "bf16", "fp16"] = setting("fp32", "number format of the base's weights and maths")
+    gradient_checkpointing: bool = setting(False, "recompute activations: less memory, about a third more time")
+    init: Literal["load", "random"] = setting("load", "load = weights of model.path; random = train from scratch")
+    heads: int = setting(2, "attention heads (only for init random)", ge=1, le=128)
+    head_dim: int = setting(128, "width of one head (only for init random)", unit="channels", ge=8, le=512)
+    ffn_dim: int = setting(
+        512, "width of the feed-forward layers (only for init random)", unit="channels", ge=8, le=65536
+    )
+    layers: int = setting(3, "transformer blocks (only for init random)", ge=1, le=128)
+
+
+class Optimizer(Section):
+    """AdamW."""
+
+    lr: float = setting(1e-4, "learning rate", ge=0, le=0.1)
+    beta1: float = setting(0.0, "decay of AdamW's first moment", ge=0, le=0.9999)
+    beta2: float = setting(0.999, "decay of AdamW's second moment", ge=0, le=0.99999)
+    weight_decay: float = setting(0.0, "AdamW's decoupled weight decay", ge=0, le=1)
+
+
+class Student(Optimizer):
+    """The few-step student (for flow_matching: the model in training)."""
+
+    kind: Literal["lora", "full"] = setting("lora", "lora = an adapter on the frozen base; full = a trainable copy")
+    rank: int = setting(16, "rank of the student's adapter (only for kind lora)", ge=1, le=1024)
+    save_precision: Literal["fp32", "bf16", "fp16"] = setting("fp32", "number format of a saved full copy")
+    ema: float = setting(
+        0.0, "decay of the student's moving average, which is what is saved (0 = off)", ge=0, le=0.9999
+    )
+    sampler: Literal["renoise", "euler"] = setting("renoise", "how the student steps from sigma to sigma")
+    sigmas: tuple[float, ...] = setting(
+        (1.0, 0.9375, 0.8333333, 0.625, 0.0),
+        "noise levels of the student's steps; one more than it has steps",
+        rule="a descending list of 2 to 1001 sigmas from at most 1 down to 0, such as 1,0.75,0",
+    )
+
+    @field_validator("sigmas")
+    @classmethod
+    def _descending(cls, sigmas: tuple[float, ...]) -> tuple[float, ...]:
+        falling = all(high > low for high, low in pairwise(sigmas))
+        if not (2 <= len(sigmas) <= 1001 and sigmas[0] <= 1 and sigmas[-1] == 0 and falling):
+            raise ValueError("sigmas must descend to 0")
+        return sigmas
+
+
+class Critic(Optimizer):
+    """The critic: the adapter that follows the student's own distribution."""
+
+    rank: int = setting(16, "rank of the critic's adapter; not below the student's", ge=1, le=1024)
+    updates: int = setting(5, "critic updates for each generator update", unit="updates", ge=1, le=100)
+    warmup: int = setting(
+        10,
+        "rounds of critic updates alone, before the first generator update",
+        unit="rounds",
+        ge=0,
+        le=MAX_COUNT,
+    )
+
+
+class Matching(Section):
+    """Distribution matching with a weak-to-strong shift of the real score."""
+
+    alpha_weak: float = setting(0.25, "share of the critic's adapter in the real score (0 is DMD2)", ge=0, le=1)
+    alpha_strong: float = setting(1.0, "share of the critic's adapter in the fake score", ge=0, le=2)
+    guidance_scale: float = setting(1.0, "guidance of the real score, u + g(c - u); 1 = none", ge=0, le=100)
+    score_law: Literal["uniform", "shift"] = setting("uniform", "how the noise levels of the scores are drawn")
+    score_shift: float = setting(5.0, "sigma shift of the score levels (only for score_law shift)", ge=0.01, le=100)
+    score_min: float = setting(0.02, "lowest noise level of a score", unit="sigma", ge=0, le=1)
+    score_max: float = setting(0.98, "highest noise level of a score", unit="sigma", ge=0, le=1)
+    normaliser_floor: float = setting(0.05, "floor under the normaliser of each sample's gradient", ge=1e-8, le=10)
+    batched_scores: bool = setting(True, "make the scores of a step in one batch; false takes less memory")
+    ground_truth_weight: float = setting(0.0, "weight of the ground-truth term (0 = off)", ge=0, le=100)
+
+    @model_validator(mode="after")
+    def _range_of_levels(self) -> Self:
+        if self.score_min >= self.score_max:
+            raise ValueError(
+                f"matching.score_min {self.score_min:g} must be below matching.score_max {self.score_max:g}; "
+                "lower the one or raise the other"
+            )
+        return self
+
+
+class Rollout(Section):
+    """Where the student's samples come from."""
+
+    source: Literal["backward_simulation", "noised_data"] = setting(
+        "backward_simulation", "the student's own path from noise, or noised clips"
+    )
+    reuse: Literal["visited", "exit", "fresh"] = setting(
+        "visited",
+        "what the critic learns from: all steps of one rollout, its last step, or fresh rollouts",
+    )
+    pool: int = setting(32, "samples kept of each step for the critic to draw from", unit="rows", ge=1, le=65536)
+
+
+class Data(Section):
+    """The clips."""
+
+    folder: str = setting(
+        "portraits", "portraits = drawn by this project on first use; else a folder of videos and captions"
+    )
+    clips: int = setting(
+        512, "how many portraits are drawn (only for folder portraits)", unit="clips", ge=1, le=999_999
+    )
+    frames: int = setting(17, "length of a clip", unit="frames", ge=1, le=4096)
+    height: int = setting(32, "height of a clip", unit="px", ge=8, le=8192)
+    width: int = setting(32, "width of a clip", unit="px", ge=8, le=8192)
+    fps: float = setting(8.0, "frame rate of a clip", unit="frames/s", ge=0.1, le=240)
+    cache: str = setting("", "folder for drawn clips and latents; empty = the user's cache folder")
+
+
+class Train(Section):
+    """The loop."""
+
+    steps: int = setting(60, "generator updates (for flow_matching: updates)", unit="updates", ge=1, le=MAX_COUNT)
+    batch: int = setting(32, "clips in one update", unit="clips", ge=1, le=65536)
+    clip_norm: float = setting(10.0, "gradients are scaled down to this norm (0 = off)", ge=0, le=1e6)
+    checkpoint_every: int = setting(
+        50, "updates between checkpoints (0 = only at the end)", unit="updates", ge=0, le=MAX_COUNT
+    )
+    log_every: int = setting(1, "updates between rows of metrics.jsonl", unit="updates", ge=1, le=MAX_COUNT)
+    sample_every: int = setting(
+        0, "updates between sample clips (0 = only at the end)", unit="updates", ge=0, le=MAX_COUNT
+    )
+    max_nonfinite: int = setting(
+        5, "the run stops after so many non-finite updates in a row", unit="updates", ge=1, le=10_000
+    )
+    lr_decay: Literal["constant", "cosine"] = setting("constant", "course of the learning rates; cosine ends at 0")
+    lr_warmup: int = setting(0, "updates in which the learning rates rise from 0", unit="updates", ge=0, le=MAX_COUNT)
+    condition_dropout: float = setting(0.1, "share of captions left out (only for flow_matching)", ge=0, le=1)
+    time_law: Literal["uniform", "shift"] = setting("uniform", "how noise levels are drawn (only for flow_matching)")
+    time_shift: float = setting(3.0, "sigma shift of the noise levels (only for time_law shift)", ge=0.01, le=100)
+    tracker: Literal["tensorboard", "wandb", "none"] = setting("tensorboard", "where metrics go beside metrics.jsonl")
+
+
+class Teacher(Section):
+    """The teacher's reference sampler (Euler)."""
+
+    steps: int = setting(28, "steps of a reference sample", unit="steps", ge=1, le=1000)
+    shift: float = setting(5.0, "sigma shift of the reference sampler", ge=0.01, le=100)
+    guidance_scale: float = setting(1.0, "guidance of the reference sampler, u + g(c - u); 1 = none", ge=0, le=100)
+
+
+class Evaluate(Section):
+    """The evaluation at the end of a run."""
+
+    clips: int = setting(128, "clips for each row of the table (0 = no evaluation)", unit="clips", ge=0, le=1_000_000)
+    seed: int = setting(1_000_000, "seed of the first held-out portrait and of the noise", ge=0, le=MAX_SEED)
+    batch: int = setting(64, "clips sampled at a time", unit="clips", ge=1, le=65536)
+    few_step_shift: float = setting(5.0, "sigma shift of the teacher's few-step Euler row", ge=0.01, le=100)
+    few_step_guidance: float = setting(1.0, "guidance of the teacher's few-step Euler row; 1 = none", ge=0, le=100)
+
+
+class Recipe(Section):
+    """The whole run."""
+
+    method: Literal["distribution_matching", "flow_matching"] = setting(
+        "distribution_matching", "distil a teacher into few steps, or train a model on clips"
+    )
+    name: str = setting(
+        "portraits",
+        "name of the recipe and of its runs",
+        rule="letters, digits, '.', '_' and '-', a letter or digit first",
+    )
+    seed: int = setting(0, "seed of everything random in the training", ge=0, le=MAX_SEED)
+    model: Model = Model()
+    student: Student = Student()
+    critic: Critic = Critic()
+    matching: Matching = Matching()
+    rollout: Rollout = Rollout()
+    data: Data = Data()
+    train: Train = Train()
+    teacher: Teacher = Teacher()
+    evaluate: Evaluate = Evaluate()
+
+    @field_validator("name")
+    @classmethod
+    def _plain_name(cls, name: str) -> str:
+        if NAME.fullmatch(name) is None:
+            raise ValueError("not a plain name")
+        return name
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        if self.method == "distribution_matching":
+            self._check_distillation()
+        elif self.model.init == "random" and self.student.kind == "lora":
+            raise ValueError(
+                "student.kind lora cannot train model.init random, because an adapter leaves its "
+                "base as it is; set student.kind to full"
+            )
+        return self
+
+    def _check_distillation(self) -> None:
+        if self.matching.ground_truth_weight and self.rollout.source == "backward_simulation":
+            raise ValueError(
+                "matching.ground_truth_weight needs the clip that a sample was noised from, which "
+                "rollout.source backward_simulation has not; set rollout.source to noised_data, or the weight to 0"
+            )
+        if self.model.init == "random":
+            raise ValueError(
+                "model.init random leaves method distribution_matching without a teacher; "
+                "set model.init to load, or method to flow_matching"
+            )
+        if self.student.kind == "lora" and self.critic.rank < self.student.rank:
+            raise ValueError(
+                f"critic.rank {self.critic.rank} is below student.rank {self.student.rank}, so the critic "
+                f"cannot follow the student; set critic.rank to at least {self.student.rank}"
+            )
+        weak, strong = self.matching.alpha_weak, self.matching.alpha_strong
+        if weak > strong or (weak == strong and self.matching.guidance_scale == 1):
+            raise ValueError(
+                f"matching.alpha_weak {weak:g} must be below matching.alpha_strong {strong:g}, "
+                "or the student learns nothing or the reverse; lower matching.alpha_weak"
+            )
