@@ -1,0 +1,307 @@
+"""The doors, called in this process with a tiny random teacher and four tiny clips."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from w2svd_core import evaluate, sample, train
+from w2svd_core.backbones import backbone
+from w2svd_core.backbones.base import Architecture
+from w2svd_core.config import all_settings, load_recipe
+from w2svd_core.data.portraits import render_folder
+from w2svd_core.data.video import read_video
+from w2svd_core.errors import guarded
+from w2svd_core.files import read_safetensors, write_safetensors
+
+Door = Callable[..., tuple[int, str, str]]
+PROMPT = "talking, long brown hair"
+SIZE = ["--data.frames", "5", "--data.height", "32", "--data.width", "32", "--data.fps", "8"]
+
+
+def write_teacher(path: Path, seed: int) -> Path:
+    """A random Wan transformer of a few thousand weights, as a native file."""
+    family = backbone("wan")
+    torch.manual_seed(seed)
+    model = family.build(Architecture(heads=1, head_dim=16, ffn_dim=32, layers=1, text_dim=64))
+    torch.nn.init.normal_(model.get_parameter("proj_out.weight"), std=0.1)
+    write_safetensors(path, family.native_state(model), family.native_metadata(model))
+    return path
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two teachers and four clips of 5 frames, 32 x 32 px."""
+    folder = tmp_path_factory.mktemp("doors")
+    write_teacher(folder / "teacher.safetensors", 0)
+    write_teacher(folder / "other.safetensors", 1)
+    render_folder(folder / "clips", 4, 0, 5, 32, 32, 8.0)
+    return folder
+
+
+def tiny(place: Path) -> list[str]:
+    """Settings of a run that takes a second."""
+    return [
+        *SIZE,
+        *["--model.path", str(place / "teacher.safetensors"), "--data.folder", str(place / "clips")],
+        *["--data.cache", str(place / "cache"), "--student.rank", "2", "--critic.rank", "2"],
+        *["--critic.warmup", "1", "--critic.updates", "2", "--train.steps", "2", "--train.batch", "2"],
+        *["--student.lr", "0.01", "--train.checkpoint_every", "1", "--teacher.steps", "3"],
+        *["--evaluate.clips", "0", "--train.tracker", "none"],
+    ]
+
+
+@pytest.fixture(scope="session")
+def run(place: Path) -> Path:
+    """A finished run without an evaluation."""
+    assert train.main([*tiny(place), "--out", str(place / "run")]) == 0
+    return place / "run"
+
+
+@pytest.fixture(scope="session")
+def full_run(place: Path) -> Path:
+    """A finished run whose student is a full copy."""
+    assert train.main([*tiny(place), "--student.kind", "full", "--out", str(place / "full")]) == 0
+    return place / "full"
+
+
+@pytest.fixture
+def door(capsys: pytest.CaptureFixture[str]) -> Door:
+    """Call a door as the command line does: exit code, stdout, stderr."""
+
+    def call(main: Callable[[list[str]], int], *arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = guarded(lambda: main([str(argument) for argument in arguments]))
+        found = capsys.readouterr()
+        return code, found.out, found.err
+
+    return call
+
+
+def refused(result: tuple[int, str, str]) -> str:
+    """The one line of a fault."""
+    code, _, err = result
+    lines = err.splitlines()
+    assert code == 2 and len(lines) == 1 and lines[0].startswith("error: "), err
+    return lines[0]
+
+
+def pixels(path: Path) -> np.ndarray:
+    return read_video(path)
+
+
+def student(run: Path, kind: str = "comfyui") -> Path:
+    return run / "student" / f"student_{kind}.safetensors"
+
+
+def base(place: Path, name: str = "teacher") -> list[str]:
+    return [*SIZE, "--model.path", str(place / f"{name}.safetensors")]
+
+
+# ---- train
+
+
+def test_a_run_folder_is_complete(run: Path) -> None:
+    found = {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()}
+    plots = {f"plots/{name}.png" for name in ("losses", "scores", "gradients", "student")}
+    files = {"student/student_comfyui.safetensors", "student/student_diffusers.safetensors"}
+    assert found >= {"recipe.yaml", "metrics.jsonl", "report.md", *plots, *files}
+    assert len([name for name in found if name.startswith("checkpoints/")]) == 2
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == 3
+    assert "was no evaluation" in (run / "report.md").read_text()
+
+
+def test_a_run_ends_with_its_table_and_pictures(place: Path, door: Door) -> None:
+    out = place / "measured"
+    more = ["--evaluate.clips", "50", "--train.steps", "1", "--train.tracker", "tensorboard"]
+    code, shown, _ = door(train.main, *tiny(place), *more, "--out", out)
+    assert code == 0 and f"Look at {out / 'report.md'}" in shown
+    samples = {path.name for path in (out / "samples").iterdir()}
+    assert samples >= {"side-by-side.mp4", "contact_sheet.png", "data-0.mp4", "student-4-steps-5.mp4"}
+    assert "| student, 4 steps | 4 |" in (out / "report.md").read_text()
+    assert list(out.rglob("events.out.tfevents*"))
+
+
+def test_resume_goes_on_and_takes_nothing_else(place: Path, run: Path, door: Door) -> None:
+    part = place / "part"
+    assert train.main([*tiny(place), "--train.steps", "1", "--out", str(part)]) == 0
+    text = (part / "recipe.yaml").read_text().replace("  steps: 1\n", "  steps: 2\n")
+    (part / "recipe.yaml").write_text(text)
+    assert "leave out" in refused(door(train.main, "--resume", part, "--train.steps", "3"))
+    assert "leave out" in refused(door(train.main, "portraits_dmd", "--resume", part))
+    assert door(train.main, "--resume", part)[0] == 0
+    assert load_recipe(part / "recipe.yaml") == load_recipe(run / "recipe.yaml")
+    once, twice = (read_safetensors(student(path))[0] for path in (run, part))
+    assert all(torch.equal(once[name], twice[name]) for name in once)
+    assert [json.loads(line)["step"] for line in (part / "metrics.jsonl").open()] == [1, 2, 3]
+
+
+def test_train_refuses(place: Path, run: Path, door: Door) -> None:
+    assert "did you mean --student.lr" in refused(door(train.main, "--student.lrr", "1"))
+    assert "a number from 0 to 0.1" in refused(door(train.main, "--student.lr", "9"))
+    assert "holds a run already" in refused(door(train.main, *tiny(place), "--out", run))
+    assert "no recipe.yaml" in refused(door(train.main, "--resume", place))
+    assert "latent" not in refused(door(train.main, *tiny(place), "--data.frames", "6", "--out", place / "x1"))
+
+
+@pytest.mark.parametrize("main", [train.main, sample.main, evaluate.main])
+def test_help_names_every_setting(main: Callable[[list[str]], int], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["--help"])
+    shown = capsys.readouterr().out
+    assert stopped.value.code == 0
+    assert all(f"--{key} VALUE" in shown for key in all_settings())
+
+
+# ---- sample
+
+
+def test_run_and_both_lora_files_give_the_same_clip(place: Path, run: Path, door: Door) -> None:
+    clips = {}
+    sources = {"run": [run], "native": [student(run), *base(place)]}
+    sources["diffusers"] = [student(run, "diffusers"), *base(place)]
+    for name, arguments in sources.items():
+        out = place / f"{name}.mp4"
+        code, _, err = door(sample.main, *arguments, "--prompt", PROMPT, "--seed", 7, "--out", out)
+        assert (code, err) == (0, "")
+        clips[name] = pixels(out)
+    assert clips["run"].shape == (5, 32, 32, 3)
+    assert np.array_equal(clips["run"], clips["native"])
+    assert np.array_equal(clips["run"], clips["diffusers"])
+
+
+def test_a_clip_depends_on_its_seed_alone(place: Path, run: Path, door: Door) -> None:
+    more = ["--prompt", PROMPT, "--prompt", "silent", "--count", 2, "--seed", 6, "--out", place / "some.mp4"]
+    code, out, _ = door(sample.main, run, *more)
+    assert code == 0 and len(out.splitlines()) == 4
+    names = [f"some-{i}.mp4" for i in range(4)]
+    several = [pixels(place / name) for name in names]
+    door(sample.main, run, "--prompt", PROMPT, "--seed", 7, "--out", place / "one.mp4")
+    assert np.array_equal(several[1], pixels(place / "one.mp4"))
+    assert not np.array_equal(several[0], several[1]) and not np.array_equal(several[1], several[3])
+
+
+def test_other_step_counts_are_warned_of(place: Path, run: Path, door: Door) -> None:
+    common = [run, "--prompt", PROMPT, "--out", place / "two.mp4"]
+    code, _, err = door(sample.main, *common, "--steps", 2)
+    assert code == 0 and err.startswith("warning: ") and "trained for 4 steps" in err and "1, 0.8333, 0" in err
+    assert len(err.splitlines()) == 1
+    assert door(sample.main, *common, "--steps", 4)[2] == ""
+    assert "by euler" in door(sample.main, *common, "--student.sampler", "euler")[2]
+    assert "sigmas 1, 0.5, 0" in door(sample.main, *common, "--student.sigmas", "1,0.5,0")[2]
+
+
+def test_the_teacher_needs_no_file(place: Path, run: Path, door: Door) -> None:
+    alone = [
+        "--teacher",
+        *base(place),
+        "--teacher.steps",
+        3,
+        "--prompt",
+        PROMPT,
+        "--out",
+        place / "alone.mp4",
+    ]
+    code, out, err = door(sample.main, *alone)
+    assert code == 0 and err == "" and "3 steps" in out
+    door(sample.main, run, "--teacher", "--prompt", PROMPT, "--out", place / "of-run.mp4")
+    assert np.array_equal(pixels(place / "alone.mp4"), pixels(place / "of-run.mp4"))
+    guided = [*alone[:-1], place / "guided.mp4", "--teacher.guidance_scale", 3]
+    assert door(sample.main, *guided)[0] == 0
+    assert not np.array_equal(pixels(place / "alone.mp4"), pixels(place / "guided.mp4"))
+
+
+def test_a_full_student_is_sampled(place: Path, full_run: Path, door: Door) -> None:
+    out = place / "full.mp4"
+    code, _, err = door(sample.main, full_run, "--prompt", PROMPT, "--out", out)
+    assert (code, err) == (0, "")
+    door(sample.main, full_run, "--teacher", "--steps", 4, "--prompt", PROMPT, "--out", place / "base.mp4")
+    assert not np.array_equal(pixels(out), pixels(place / "base.mp4"))
+    assert (full_run / "student/transformer/config.json").is_file()
+
+
+def test_sample_refuses(place: Path, run: Path, door: Door) -> None:
+    prompt = ["--prompt", PROMPT, "--out", place / "never.mp4"]
+    other = base(place, "other")
+    assert "another base" in refused(door(sample.main, student(run), *other, *prompt))
+    assert "another base" in refused(door(sample.main, run, *other[-2:], *prompt))
+    assert "holds no LoRA" in refused(door(sample.main, place / "other.safetensors", *base(place), *prompt))
+    assert "is not there" in refused(door(sample.main, place / "nothing.safetensors", *prompt))
+    assert "no recipe.yaml" in refused(door(sample.main, place / "clips", *prompt))
+    assert "--prompt is missing" in refused(door(sample.main, run))
+    assert "name a run folder or a LoRA" in refused(door(sample.main, *prompt))
+    assert "There is no option --stepz; did you mean --steps" in refused(door(sample.main, run, "--stepz", 4))
+    assert "must be a whole number from 1 to 1000" in refused(door(sample.main, run, "--steps", 0))
+    assert "must end in one of" in refused(door(sample.main, run, *prompt, "--out", "x.gif"))
+    assert not (place / "never.mp4").exists()
+
+
+def test_sample_refuses_broken_files(place: Path, run: Path, door: Door) -> None:
+    prompt = ["--prompt", PROMPT, "--out", place / "never.mp4", *base(place)]
+    truncated, pickled = place / "short.safetensors", place / "pickled.safetensors"
+    truncated.write_bytes(student(run).read_bytes()[:-50])
+    pickled.write_bytes(pickle.dumps({"a": 1}))
+    assert "not a whole safetensors file" in refused(door(sample.main, truncated, *prompt))
+    assert "pickled" in refused(door(sample.main, pickled, *prompt))
+    empty = place / "unfinished"
+    empty.mkdir()
+    (empty / "recipe.yaml").write_text((run / "recipe.yaml").read_text())
+    assert "holds no student yet" in refused(door(sample.main, empty, *prompt))
+
+
+@pytest.mark.parametrize("name", ["train", "sample", "evaluate"])
+def test_a_fault_ends_a_door_with_one_line_and_code_2(name: str) -> None:
+    command = [sys.executable, "-m", f"w2svd_core.{name}", "nothing", "--studnet.lr", "1"]
+    root = Path(__file__).parent.parent
+    ended = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2 and ended.stdout == ""
+    assert ended.stderr == "error: There is no option --studnet.lr; did you mean --student.lr or --critic.lr.\n"
+
+
+# ---- evaluate
+
+
+def test_evaluate_refuses(place: Path, run: Path, full_run: Path, door: Door) -> None:
+    out = ["--out", place / "never.md"]
+    assert "no recipe.yaml" in refused(door(evaluate.main, run, place / "clips", *out))
+    assert "named twice" in refused(door(evaluate.main, run, run, *out))
+    assert "even number" in refused(door(evaluate.main, run, "--clips", 20, *out))
+    assert "evaluate.clips is many" in refused(door(evaluate.main, run, "--clips", "many", *out))
+    assert "must end in .md" in refused(door(evaluate.main, run, "--out", "x.txt"))
+    other = place / "other geometry"
+    other.mkdir()
+    (other / "recipe.yaml").write_text((run / "recipe.yaml").read_text().replace("frames: 5", "frames: 9"))
+    assert "data.frames 9" in refused(door(evaluate.main, run, other, *out))
+    assert not (place / "never.md").exists()
+
+
+def test_a_table_of_two_runs(place: Path, run: Path, full_run: Path, door: Door) -> None:
+    out = place / "table.md"
+    code, shown, _ = door(evaluate.main, run, full_run, "--clips", 50, "--out", out)
+    assert code == 0 and "| teacher, 3 steps |" in shown
+    found = json.loads(out.with_suffix(".json").read_text())
+    names = [row["name"] for row in found["rows"]]
+    models = ["teacher, 3 steps", "teacher, 4 Euler steps", "run: student, 4 steps", "full: student, 4 steps"]
+    assert names == ["data", "data through mp4 and codec", *models]
+    assert all(np.isfinite(row["frechet_video"]) for row in found["rows"])
+    assert found["clips"] == 50 and out.read_text().count("\n| ") == 6 + 1
+
+
+def test_the_best_euler_row_is_searched(place: Path, run: Path, door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluate, "SEARCHED_SHIFTS", (1.0, 5.0))
+    monkeypatch.setattr(evaluate, "SEARCHED_GUIDANCE", (1.0, 2.5))
+    out = place / "searched.md"
+    assert door(evaluate.main, run, "--clips", 50, "--euler-search", "--out", out)[0] == 0
+    found = json.loads(out.with_suffix(".json").read_text())
+    best = min(found["euler_search"], key=lambda one: one["frechet_video"])
+    row = next(row for row in found["rows"] if "best of 4" in row["name"])
+    assert len(found["euler_search"]) == 4 and row["frechet_video"] == best["frechet_video"]
+    assert f"shift {best['shift']:g}, guidance {best['guidance']:g}" in row["name"]

@@ -1,0 +1,150 @@
+"""The report: tables that say what is best, plots and pictures that open, and a text that leads to all of it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from w2svd_core.config import check_recipe
+from w2svd_core.data.portraits import portrait_from_seed, render
+from w2svd_core.data.video import read_video
+from w2svd_core.evaluation import Row
+from w2svd_core.metrics.measure import UNITS
+from w2svd_core.pictures import contact_sheet, enlarge, grid, side_by_side, spread
+from w2svd_core.plots import smooth, write_plots
+from w2svd_core.report import compared, slug, write_report
+from w2svd_core.run import RunFolder
+from w2svd_core.settings import Recipe
+from w2svd_core.tables import best_rows, findings, markdown_table, number, plain
+
+FIRST = 1_000_000
+
+
+def row(name: str, steps: int | None, frechet: float, motion: float, guided: bool = False) -> Row:
+    clips = np.stack([render(portrait_from_seed(FIRST + i), 5, 32, 32, 8.0) for i in range(2)])
+    values = {"frechet_video": frechet, "motion": motion, "flicker": 2.0, "saturation": 60 + frechet / 10}
+    return Row(name, steps, guided, values | ({"diversity": motion} if steps else {}), clips)
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[Row]:
+    return [
+        row("data", None, 1.0, 0.4),
+        row("data through mp4 and codec", None, 2.0, 0.39),
+        row("teacher, 28 steps", 28, 10.0, 0.36, guided=True),
+        row("teacher, 4 Euler steps", 4, 30.0, 0.2),
+        row("student, 4 steps", 4, 15.0, 0.38),
+    ]
+
+
+@pytest.fixture
+def recipe() -> Recipe:
+    size = {"data.frames": 5, "data.height": 32, "data.width": 32, "teacher.guidance_scale": 1.5}
+    return check_recipe({**size, "evaluate.clips": 64}, "in a test")
+
+
+@pytest.fixture
+def run(tmp_path: Path, recipe: Recipe) -> RunFolder:
+    folder = RunFolder.create(recipe, tmp_path / "my run")
+    for step in range(1, 45):
+        folder.log(step, {"critic/loss": 1.0 / step, "critic/gradient_norm": 2.0})
+        if step > 4:
+            folder.log(step, {"student/loss": float("nan") if step == 9 else 0.1, "score/cosine": 0.9})
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0, "0"), (0.00012, "0.00012"), (0.5, "0.500"), (1.234, "1.23"), (-12.34, "-12.3"), (1234.5, "1234")],
+)
+def test_numbers_are_short(value: float, text: str) -> None:
+    assert number(value) == text
+
+
+def test_the_table_marks_the_best_models(rows: list[Row]) -> None:
+    assert best_rows(rows, "frechet_video") == {2}
+    assert best_rows(rows, "motion") == {4}  # nearest to data
+    assert best_rows(rows, "diversity") == {4}
+    assert best_rows(rows, "flicker") == set()  # all alike
+    lines = markdown_table(rows).splitlines()
+    assert lines[0].startswith("| clips from | model calls | Fréchet video | motion (px/frame) |")
+    assert lines[4] == "| teacher, 28 steps | 56 | **10.0** | 0.360 | 2.00 | **61.0** | 0.360 |"
+    assert len({line.count("|") for line in lines[:7]}) == 1
+    assert f"- diversity: {UNITS['diversity']}." in lines
+    assert plain(rows[0])["frechet_video"] == 1.0 and plain(rows[0])["steps"] is None
+
+
+def test_the_headline_says_how_it_went(rows: list[Row]) -> None:
+    headline, lines = findings(rows)
+    assert headline.startswith("The 4-step student closes 75% of the gap that few steps open")
+    assert "15.0" in headline and "30.0" in headline and "10.0" in headline
+    assert lines[0] == "Motion: 106% of the teacher's (0.380 and 0.360)."
+    assert "no better than the teacher with 4 Euler steps" in findings([*rows[:4], row("s", 4, 31, 1)])[0]
+    better = [*rows[:2], row("teacher", 28, 30, 1), row("few", 4, 20, 1), row("s", 4, 5, 1)]
+    assert "beats its teacher" in findings(better)[0]
+    assert findings(rows[:2]) == ("", [])
+
+
+def test_frames_are_enlarged_and_chosen() -> None:
+    assert enlarge(np.zeros((32, 24, 3), np.uint8)).shape == (128, 96, 3)
+    large = np.zeros((480, 832, 3), np.uint8)
+    assert enlarge(large) is large
+    video = np.arange(17, dtype=np.uint8)[:, None, None, None].repeat(3, axis=3)
+    assert [int(frame[0, 0, 0]) for frame in spread(video, 4)] == [0, 5, 11, 16]
+    assert len(spread(video[:2], 4)) == 2
+
+
+def test_pictures_hold_every_clip(rows: list[Row]) -> None:
+    clips, heads = [one.shown for one in rows[:3]], [one.name for one in rows[:3]]
+    captions = ["a person", "a very long caption " * 20]
+    video = side_by_side(clips, heads, captions)
+    assert video.shape[0] == 5 and video.shape[1] % 2 == 0 and video.shape[2] % 2 == 0
+    assert video.shape[2] >= 3 * 128 and video[0].tobytes() != video[4].tobytes()
+    sheet = contact_sheet(clips, heads, captions)
+    assert sheet.shape[1] >= 3 * 4 * 128
+    one = grid([[rows[0].shown[0, 0]]], ["data"], ["a person"])
+    assert (one[:30] < 128).any()  # the name of the column
+
+
+def test_smoothing_looks_back() -> None:
+    assert smooth(np.array([1.0, 3.0, 5.0, 7.0]), 2).tolist() == [1, 2, 4, 6]
+
+
+def test_plots_of_whatever_there_is(tmp_path: Path) -> None:
+    assert write_plots(tmp_path, [], []) == []
+    losses = [{"step": 1, "student/loss": 0.1}, {"step": 2, "student/loss": float("inf")}]
+    assert [path.name for path in write_plots(tmp_path, losses, [])] == ["losses.png"]
+
+
+def test_a_report_leads_to_everything(run: RunFolder, recipe: Recipe, rows: list[Row]) -> None:
+    files = [run.path / "student/student_comfyui.safetensors", run.path / "student/student_diffusers.safetensors"]
+    for file in files:
+        file.parent.mkdir(exist_ok=True)
+        file.touch()
+    report = write_report(run, recipe, rows, files)
+    text = report.read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)]+)\)", text)
+    assert report == run.path / "report.md" and len(links) >= 10
+    assert [link for link in links if not (run.path / link).exists()] == []
+    assert "closes 75%" in text and "guidance_scale 1.5" in text and "28 Euler steps" in text
+    assert f"w2svd_core.sample '{run.path}'" in text
+    assert "`lcm`" in text and "1, 0.9375, 0.8333333, 0.625, 0" in text and "cfg 1.0" in text
+    assert {path.name for path in (run.path / "plots").iterdir()} >= {"losses.png", "evaluation.png"}
+    assert read_video(run.path / "samples/student-4-steps-1.mp4").shape == (5, 32, 32, 3)
+    assert read_video(run.path / "samples/side-by-side.mp4").shape[0] == 15
+    assert not [path for path in run.path.rglob(".*")]  # nothing half-written
+
+
+def test_a_report_without_an_evaluation(run: RunFolder, recipe: Recipe) -> None:
+    text = write_report(run, recipe, [], []).read_text(encoding="utf-8")
+    assert "There was no evaluation" in text and "contact_sheet" not in text
+    assert not (run.path / "samples").exists()
+
+
+def test_names_and_columns(rows: list[Row]) -> None:
+    assert slug("teacher, 4 Euler steps") == "teacher-4-euler-steps"
+    names = ["data", "teacher, 28 steps", "teacher, 4 Euler steps", "student, 4 steps"]
+    assert [one.name for one in compared(rows)] == names

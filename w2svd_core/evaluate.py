@@ -1,0 +1,193 @@
+"""`python -m w2svd_core.evaluate RUN [RUN ...]`: one table for several runs, all measured alike."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .config import Parser, add_arguments, load_recipe, parse_arguments
+from .errors import UserError, guarded
+from .options import show
+from .settings import Recipe
+
+if TYPE_CHECKING:
+    from .assembly import Encoders
+    from .evaluation import HeldOut, Row
+    from .generation import Way
+    from .job import Bars
+    from .loading import Loaded
+
+SEARCHED_SHIFTS = (1.0, 3.0, 5.0)
+SEARCHED_GUIDANCE = (1.0, 1.5, 2.5)
+ALIKE = ("method", "data.frames", "data.height", "data.width", "data.fps", "evaluate.seed")
+
+
+def parser() -> Parser:
+    """The door's arguments and every setting."""
+    door = Parser(
+        prog="python -m w2svd_core.evaluate",
+        description="One table for several runs: data and codec once, each teacher once, the student of each "
+        "run; the same captions, seeds and number of clips for all. Settings given here go over every run's.",
+    )
+    door.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run folder")
+    door.add_argument("--clips", default="512", help="clips for each row; default 512")
+    out = "table to write, with a .json beside it; default table.md"
+    door.add_argument("--out", type=Path, default=Path("table.md"), help=out)
+    search = "the few-step Euler row takes its best of three shifts (1, 3, 5) and guidances (1, 1.5, 2.5)"
+    door.add_argument("--euler-search", action="store_true", help=search)
+    add_arguments(door)
+    return door
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the door."""
+    args, given = parse_arguments(parser(), argv)
+    if args.out.suffix != ".md":
+        raise UserError(f"--out {args.out} must end in .md; the numbers go to a .json beside it")
+    recipes = recipes_of(args.runs, {**given, "evaluate.clips": args.clips})
+    from .files import write_text
+    from .tables import markdown_table, plain
+
+    table = measure_runs(recipes, args.euler_search)
+    settings = next(iter(recipes.values())).evaluate
+    numbers = {
+        "clips": settings.clips,
+        "seed": settings.seed,
+        "runs": [str(path) for path in recipes],
+        "rows": [plain(row) for row in table.rows],
+        "euler_search": table.searched,
+    }
+    text = markdown_table(table.rows)
+    about = f"{settings.clips} clips in each row; all models with the same captions and seeds."
+    beside = args.out.with_suffix(".json")
+    write_text(args.out, f"{text}\n\n{about}\n")
+    write_text(beside, json.dumps(numbers, indent=2) + "\n")
+    print(f"{text}\n\nwrote {args.out} and {beside}")
+    return 0
+
+
+def recipes_of(runs: Sequence[Path], settings: Mapping[str, str]) -> dict[Path, Recipe]:
+    """The recipes of runs that fit into one table.
+
+    Raises:
+        UserError: not a run, a run twice, or runs of another method, geometry or evaluation seed.
+    """
+    from .run import RunFolder
+
+    found: dict[Path, Recipe] = {}
+    for path in runs:
+        if path in found:
+            raise UserError(f"{path} is named twice; name each run once")
+        recipe = load_recipe(RunFolder.open(path).path / "recipe.yaml", settings)
+        for key in ALIKE:
+            own, first = value_of(recipe, key), value_of(found.get(runs[0], recipe), key)
+            if own != first:
+                raise UserError(f"{path} has {key} {show(own)}, {runs[0]} has {show(first)}; one table can't hold both")
+        found[path] = recipe
+    return found
+
+
+def value_of(recipe: Recipe, key: str) -> object:
+    """A setting by its key."""
+    value: object = recipe
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value
+
+
+@dataclass
+class Table:
+    """The rows so far, and what the searches for the best Euler row saw."""
+
+    floors: list[Row] = field(default_factory=list)
+    teachers: list[Row] = field(default_factory=list)
+    students: list[Row] = field(default_factory=list)
+    searched: list[dict[str, float | str]] = field(default_factory=list)
+    seen: set[tuple[str, Way]] = field(default_factory=set)  # base and way of each teacher row
+
+    @property
+    def rows(self) -> list[Row]:
+        """In the order that people read."""
+        return [*self.floors, *self.teachers, *self.students]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What every row of a table is measured with."""
+
+    encoders: Encoders
+    test: HeldOut
+    bars: Bars
+    euler_search: bool
+
+    def row(self, name: str, loaded: Loaded, way: Way, recipe: Recipe) -> Row:
+        """A row of a model."""
+        from .evaluation import model_row
+
+        return model_row(name, loaded.model, way, recipe, self.encoders, self.test, self.bars)
+
+
+def measure_runs(recipes: Mapping[Path, Recipe], euler_search: bool) -> Table:
+    """Measure every run; a teacher that several runs share is measured once."""
+    from .assembly import bundled_encoders
+    from .evaluation import codec_row, data_row, held_out
+    from .job import Bars
+    from .loading import load_run
+
+    encoders = bundled_encoders()
+    first = next(iter(recipes.values()))
+    for path, recipe in recipes.items():
+        load_run(recipe, encoders, path)  # a broken run is told before hours of sampling
+    bench = Bench(encoders, held_out(first, encoders, Bars()), Bars(), euler_search)
+    table = Table()
+    with tempfile.TemporaryDirectory() as folder:
+        table.floors = [data_row(first, bench.test), codec_row(first, encoders, bench.test, Path(folder))]
+    for path, recipe in recipes.items():
+        add_run(table, bench, recipe, path, load_run(recipe, encoders, path))
+    return table
+
+
+def add_run(table: Table, bench: Bench, recipe: Recipe, path: Path, loaded: Loaded) -> None:
+    """Measure the rows of a run that the table does not have yet."""
+    from .evaluation import few_step_way
+    from .job import ways_of
+
+    for name, way in ways_of(recipe):
+        if way.role == "generator":
+            table.students.append(bench.row(f"{path.name}: {name}", loaded, way, recipe))
+        elif (loaded.base, way) not in table.seen:
+            table.seen.add((loaded.base, way))
+            same_name = any(row.name == name or row.name.startswith(f"{name} (") for row in table.teachers)
+            label = f"{path.name}: {name}" if same_name else name
+            if bench.euler_search and way == few_step_way(recipe):
+                row = best_euler(label, bench, loaded, way, recipe, table.searched)
+            else:
+                row = bench.row(label, loaded, way, recipe)
+            table.teachers.append(row)
+
+
+def best_euler(
+    name: str, bench: Bench, loaded: Loaded, way: Way, recipe: Recipe, searched: list[dict[str, float | str]]
+) -> Row:
+    """The few-step Euler row with the lowest video Fréchet distance of all; each is noted in `searched`."""
+    from .flow import sigma_list
+
+    rows: list[Row] = []
+    count = len(SEARCHED_SHIFTS) * len(SEARCHED_GUIDANCE)
+    for shift in SEARCHED_SHIFTS:
+        for scale in SEARCHED_GUIDANCE:
+            one = replace(way, sigmas=sigma_list(way.steps, shift), guidance_scale=scale)
+            label = f"{name} (best of {count}: shift {shift:g}, guidance {scale:g})"
+            rows.append(bench.row(label, loaded, one, recipe))
+            distance = rows[-1].values["frechet_video"]
+            searched.append({"row": name, "shift": shift, "guidance": scale, "frechet_video": distance})
+    return min(rows, key=lambda row: row.values["frechet_video"])
+
+
+if __name__ == "__main__":
+    raise SystemExit(guarded(lambda: main(sys.argv[1:])))

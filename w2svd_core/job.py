@@ -1,0 +1,142 @@
+"""A whole run: assemble, train, save the student, evaluate, report. The doors and the nodes call this."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from .assembly import Job, assemble
+from .data.codec import decode_pixels
+from .data.video import write_video
+from .errors import UserError
+from .evaluation import SHOWN, Row, codec_row, data_row, few_step_way, held_out, model_row, student_way, teacher_way
+from .generation import Way, generate
+from .lora_files import base_hash
+from .pictures import side_by_side
+from .report import write_report
+from .run import RunFolder
+from .settings import Recipe
+from .students import save_student, swapped_in
+from .trainer import Interrupted, train
+
+
+class Bars:
+    """A progress bar for each thing that is being prepared or measured."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self._bar: Any = None
+        self._what = ""
+        self._quiet = quiet
+
+    def __call__(self, what: str, done: int, count: int) -> None:
+        from tqdm import tqdm
+
+        if self._quiet:
+            return
+        if what != self._what:
+            self._what, self._bar = what, tqdm(total=count, desc=what, unit="clip", leave=False)
+        self._bar.update(done - self._bar.n)
+        if done >= count:
+            self._bar.close()
+            self._what = ""
+
+
+def accelerator_for(recipe: Recipe, run: RunFolder) -> Any:
+    """accelerate's Accelerator with the recipe's tracker."""
+    from accelerate import Accelerator
+    from accelerate.utils import ProjectConfiguration
+
+    tracker = recipe.train.tracker
+    try:
+        accelerator = Accelerator(
+            log_with=None if tracker == "none" else tracker,
+            project_config=ProjectConfiguration(project_dir=str(run.path), logging_dir=str(run.path)),
+        )
+        if tracker != "none":
+            accelerator.init_trackers("tensorboard" if tracker == "tensorboard" else "w2svd")
+    except (ImportError, ValueError) as error:
+        raise UserError(
+            f"train.tracker {tracker} can't be used ({error}); install it, or set train.tracker none"
+        ) from error
+    return accelerator
+
+
+def carry_out(recipe: Recipe, run: RunFolder) -> int:
+    """Do a run, or what is left of it; returns the exit code.
+
+    Raises:
+        UserError: something in the recipe, the data or the disk does not serve.
+    """
+    accelerator = accelerator_for(recipe, run)
+    bars = Bars(quiet=not accelerator.is_main_process)
+    job = assemble(recipe, accelerator, bars)
+    before = base_hash(job.model.base_state())
+    start, tensors = run.latest_checkpoint()
+    if tensors:
+        job.program.load_tensors(tensors)
+        print(f"going on after step {start} of {job.program.rounds}", file=sys.stderr)
+    try:
+        train(
+            job.program, run, recipe.train, start=start, main=accelerator.is_main_process,
+            log=lambda values, step: accelerator.log(values, step=step),
+            on_sample=lambda step: preview(recipe, run, job, step),
+        )  # fmt: skip
+    except Interrupted as stopped:
+        print(f"\nstopped after step {stopped.index}, everything is saved; go on with --resume {run.path}")
+        return 130
+    finally:
+        accelerator.end_training()
+    if base_hash(job.model.base_state()) != before:
+        raise UserError(f"the frozen base changed during the run {run.path}; please report this, it must never happen")
+    if accelerator.is_main_process:
+        finish(recipe, run, job, bars)
+    return 0
+
+
+def preview(recipe: Recipe, run: RunFolder, job: Job, step: int) -> None:
+    """Clips of the student as it is now, into `samples/step-<step>.mp4`: the same captions and seeds every time."""
+    way = student_way(recipe) if recipe.method == "distribution_matching" else ways_of(recipe)[0][1]
+    shape = job.data.latents.shape[1:]
+    rows = range(min(SHOWN, len(job.data)))
+    with swapped_in(job.student.learned(), job.model):
+        latents = generate(job.model, way, job.data.condition[list(rows)], job.data.null, shape, list(rows))
+    clips = decode_pixels(job.encoders.codec, latents)
+    video = side_by_side([clips], [f"step {step}"], [job.data.captions[row] for row in rows])
+    write_video(run.path / "samples" / f"step-{step:06d}.mp4", video, recipe.data.fps)
+
+
+def finish(recipe: Recipe, run: RunFolder, job: Job, bars: Bars) -> None:
+    """Save the student, measure it beside its teacher, write the report, and say where everything is."""
+    files = save_student(recipe, job, run.path)
+    rows = evaluate_job(recipe, job, run.path, bars) if recipe.evaluate.clips else []
+    report = write_report(run, recipe, rows, files)
+    print(f"\nDone. Look at {report}")
+    for file in files:
+        print(f"  student: {file}")
+
+
+def evaluate_job(recipe: Recipe, job: Job, folder: Path, bars: Bars) -> list[Row]:
+    """The rows of a run's own table."""
+    test = held_out(recipe, job.encoders, bars)
+    rows = [data_row(recipe, test), codec_row(recipe, job.encoders, test, folder)]
+    with swapped_in(job.student.learned(), job.model):
+        for name, way in ways_of(recipe):
+            rows.append(model_row(name, job.model, way, recipe, job.encoders, test, bars))
+    return rows
+
+
+def ways_of(recipe: Recipe) -> list[tuple[str, Way]]:
+    """The model rows of a table: teacher, few-step teacher, student; or a trained model by both samplers."""
+    if recipe.method == "flow_matching":
+        return [
+            ("model, reference sampler", replace(teacher_way(recipe), role="generator")),
+            ("model, few Euler steps", replace(few_step_way(recipe), role="generator")),
+        ]
+    steps = student_way(recipe).steps
+    return [
+        (f"teacher, {recipe.teacher.steps} steps", teacher_way(recipe)),
+        (f"teacher, {steps} Euler steps", few_step_way(recipe)),
+        (f"student, {steps} steps", student_way(recipe)),
+    ]

@@ -1,0 +1,180 @@
+"""What a run leaves for people: samples beside each other, plots, and `report.md` that leads to all of it."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from .evaluation import Row
+from .files import write_text
+from .options import show
+from .pictures import contact_sheet, side_by_side
+from .plots import write_plots
+from .run import RunFolder
+from .settings import Recipe
+from .tables import findings, markdown_table
+
+LOOPS = 3  # times that a clip is played in the side-by-side video
+SAMPLER_IN_COMFYUI = {"renoise": "lcm", "euler": "euler"}
+PLOT_WORDS = {
+    "losses": "Losses",
+    "scores": "Direction and size of the difference between the two scores",
+    "gradients": "Gradient norms",
+    "student": "Motion and spread of the student's samples while it learns",
+    "evaluation": "The table's rows side by side",
+}
+
+
+def slug(name: str) -> str:
+    """A row's name as a file name."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def write_report(run: RunFolder, recipe: Recipe, rows: Sequence[Row], files: Sequence[Path]) -> Path:
+    """Write samples, plots and `report.md` into the run folder and return the report.
+
+    Args:
+        run: where everything goes; its metrics are read.
+        recipe: of the run.
+        rows: of the evaluation, data first; empty when there was none.
+        files: the student's.
+
+    Raises:
+        UserError: the disk does not serve.
+    """
+    if rows:
+        write_samples(run.path / "samples", recipe, rows)
+    plots = write_plots(run.path / "plots", run.metrics(), rows)
+    report = run.path / "report.md"
+    write_text(report, report_text(run, recipe, rows, files, plots))
+    return report
+
+
+def shown_captions(recipe: Recipe, count: int) -> list[str]:
+    """The captions of the first clips that an evaluation shows."""
+    from .data.portraits import caption, portrait_from_seed
+
+    return [caption(portrait_from_seed(recipe.evaluate.seed + i)) for i in range(count)]
+
+
+def compared(rows: Sequence[Row]) -> list[Row]:
+    """The columns of a comparison: data, then every model; data through the codec look like data."""
+    return [rows[0], *[row for row in rows[1:] if row.steps is not None]]
+
+
+def write_samples(folder: Path, recipe: Recipe, rows: Sequence[Row]) -> None:
+    """The shown clips of every row one by one, and all of them side by side as a video and as a sheet."""
+    from .data.video import write_png, write_video
+
+    for row in rows:
+        for index, clip in enumerate(row.shown):
+            write_video(folder / f"{slug(row.name)}-{index}.mp4", clip, recipe.data.fps)
+    columns = compared(rows)
+    captions = shown_captions(recipe, len(rows[0].shown))
+    clips, heads = [row.shown for row in columns], [row.name for row in columns]
+    once = side_by_side(clips, heads, captions)
+    write_video(folder / "side-by-side.mp4", np.concatenate([once] * LOOPS), recipe.data.fps)
+    write_png(folder / "contact_sheet.png", contact_sheet(clips, heads, captions))
+
+
+def report_text(
+    run: RunFolder, recipe: Recipe, rows: Sequence[Row], files: Sequence[Path], plots: Sequence[Path]
+) -> str:
+    """The whole report as markdown."""
+    parts = [f"# {recipe.name}", *_evaluation(recipe, rows), *_pictures(run, rows, plots)]
+    parts += [*_use(run, recipe, files), *_settings(recipe)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _evaluation(recipe: Recipe, rows: Sequence[Row]) -> list[str]:
+    if not rows:
+        return ["There was no evaluation (`evaluate.clips` is 0)."]
+    headline, lines = findings(rows) if recipe.method == "distribution_matching" else ("", [])
+    t, e = recipe.teacher, recipe.evaluate
+    few = len(recipe.student.sigmas) - 1
+    about = (
+        f"{e.clips} clips in each row, all models with the same captions and seeds (from {e.seed}). "
+        f"Reference sampler: {t.steps} Euler steps, shift {t.shift:g}, {_guidance(t.guidance_scale)}. "
+        f"Few Euler steps: {few}, shift {e.few_step_shift:g}, {_guidance(e.few_step_guidance)}. "
+        "A guided step makes two model calls. The Fréchet distances use features of this project's own "
+        "networks; they can be compared with each other and with nothing else."
+    )
+    found = [headline] if headline else []
+    if lines:
+        found.append("\n".join(f"- {line}" for line in lines))
+    return [*found, "## Evaluation", markdown_table(rows), about]
+
+
+def _guidance(scale: float) -> str:
+    return "no guidance" if scale == 1 else f"guidance_scale {scale:g}"
+
+
+def _pictures(run: RunFolder, rows: Sequence[Row], plots: Sequence[Path]) -> list[str]:
+    found = []
+    if rows:
+        found += [
+            "## Samples",
+            "![frames of the samples](samples/contact_sheet.png)",
+            "As a video: [side-by-side.mp4](samples/side-by-side.mp4). Single clips: [samples](samples).",
+        ]
+    if plots:
+        found.append("## Plots")
+        found += [f"![{PLOT_WORDS[path.stem]}]({path.relative_to(run.path).as_posix()})" for path in plots]
+    return found
+
+
+def _use(run: RunFolder, recipe: Recipe, files: Sequence[Path]) -> list[str]:
+    from .students import DIFFUSERS, FULL_FOLDER, FULL_NATIVE, NATIVE
+
+    about = {
+        NATIVE: "LoRA in native keys, for ComfyUI",
+        DIFFUSERS: "the same LoRA in diffusers' keys",
+        FULL_NATIVE: "the whole model in native keys, for ComfyUI",
+        FULL_FOLDER: "the same model as a diffusers folder",
+    }
+    inside = {file.relative_to(run.path).as_posix(): about.get(file.name, "the student") for file in files}
+    listed = "\n".join(f"- [{path}]({path}): {words}" for path, words in inside.items())
+    folder = shlex.quote(str(run.path))
+    command = f'python -m w2svd_core.sample {folder} --prompt "..." --seed 0 --out clip.mp4'
+    found = ["## The student", listed, "To sample it:", f"```sh\n{command}\n```"]
+    return found + (_comfyui(recipe) if recipe.method == "distribution_matching" else [])
+
+
+def _comfyui(recipe: Recipe) -> list[str]:
+    s = recipe.student
+    load = (
+        "`LoraLoaderModelOnly` at strength 1.0 on the model that it was trained on"
+        if s.kind == "lora"
+        else "`Load Diffusion Model`"
+    )
+    lines = [
+        f"- load the file in native keys with {load};",
+        f"- `ManualSigmas`: `{', '.join(f'{sigma:.7g}' for sigma in s.sigmas)}`;",
+        f"- `KSamplerSelect`: `{SAMPLER_IN_COMFYUI[s.sampler]}`;",
+        "- `SamplerCustom`: cfg 1.0, because the student needs no guidance.",
+    ]
+    return ["In ComfyUI:", "\n".join(lines)]
+
+
+def _settings(recipe: Recipe) -> list[str]:
+    keys = ["method", "seed", "model.path", "model.precision", "student.kind", "student.rank"]
+    keys += ["student.sigmas", "student.sampler", "student.lr", "student.ema"]
+    if recipe.method == "distribution_matching":
+        keys += ["critic.rank", "critic.lr", "critic.updates", "critic.warmup", "matching.alpha_weak"]
+        keys += ["matching.guidance_scale", "rollout.source", "rollout.reuse"]
+    keys += ["data.folder", "data.frames", "data.height", "data.width", "data.fps"]
+    keys += ["train.steps", "train.batch"]
+    lines = [f"| {key} | {show(_value(recipe, key))} |" for key in keys]
+    table = "\n".join(["| setting | value |", "| --- | --- |", *lines])
+    return ["## Settings", table, "Every setting: [recipe.yaml](recipe.yaml). Every number: `metrics.jsonl`."]
+
+
+def _value(recipe: Recipe, key: str) -> object:
+    value: object = recipe
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value

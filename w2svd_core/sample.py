@@ -1,0 +1,202 @@
+"""`python -m w2svd_core.sample RUN_OR_LORA --prompt "..."`: clips of a student, or of its teacher, as mp4."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .config import Parser, add_arguments, load_recipe, parse_arguments
+from .errors import UserError, guarded
+from .settings import MAX_SEED, Recipe
+
+if TYPE_CHECKING:
+    from .assembly import Encoders
+    from .generation import Way
+    from .loading import Loaded
+    from .lora_files import LoraMetadata
+
+USUAL_SHIFT = 5.0  # of a sigma list for a step count that nobody trained
+
+
+def parser() -> Parser:
+    """The door's arguments and every setting."""
+    door = Parser(
+        prog="python -m w2svd_core.sample",
+        description="Sample a few-step student, from the run that trained it or from a LoRA file (model.path "
+        "and model.family name its base). The same seed gives the same clip.",
+    )
+    source = "a run folder, or a LoRA .safetensors"
+    door.add_argument("source", nargs="?", type=Path, metavar="RUN_OR_LORA", help=source)
+    door.add_argument("--prompt", action="append", help="what the clip shows; may be given several times")
+    seed, count, steps = _whole(0, MAX_SEED), _whole(1, 10_000), _whole(1, 1000)
+    door.add_argument("--seed", type=seed, default=0, help="seed of a prompt's first clip; default 0")
+    door.add_argument("--count", type=count, default=1, help="clips for each prompt; default 1")
+    door.add_argument("--steps", type=steps, help="model steps; default: as the student was trained")
+    door.add_argument("--out", type=Path, default=Path("sample.mp4"), help="video; default sample.mp4")
+    door.add_argument("--teacher", action="store_true", help="sample the base instead, by teacher.*")
+    add_arguments(door)
+    return door
+
+
+def _whole(low: int, high: int) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        value = int(text) if text.isdecimal() else low - 1
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text!r} must be a whole number from {low} to {high}")
+        return value
+
+    return read
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One clip to make."""
+
+    prompt: str
+    seed: int
+    path: Path
+
+
+def wanted(prompts: Sequence[str], seed: int, count: int, out: Path) -> list[Wanted]:
+    """The clips of all prompts and seeds, with their files: numbered names when there are several."""
+    both = [(prompt, seed + i) for prompt in prompts for i in range(count)]
+    if len(both) == 1:
+        return [Wanted(*both[0], out)]
+    return [Wanted(*one, out.with_name(f"{out.stem}-{i}{out.suffix}")) for i, one in enumerate(both)]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the door."""
+    args, given = parse_arguments(parser(), argv)
+    if args.source is None and not args.teacher:
+        raise UserError("name a run folder or a LoRA file to sample, or give --teacher to sample the base")
+    if not args.prompt:
+        raise UserError('--prompt is missing; say what the clip shows, such as --prompt "talking, red hair"')
+    from .data.video import CONTAINERS
+
+    if args.out.suffix.lower() not in CONTAINERS:
+        raise UserError(f"--out {args.out} must end in one of {', '.join(CONTAINERS)}")
+    if args.source is not None and not args.source.exists():
+        raise UserError(f"{args.source} is not there; name a run folder or a LoRA file")
+    recipe = recipe_of(args.source, given)
+    from .assembly import bundled_encoders
+
+    encoders = bundled_encoders()
+    loaded, way = prepare(recipe, given, encoders, args.source, args.teacher, args.steps)
+    write_clips(recipe, encoders, loaded, way, wanted(args.prompt, args.seed, args.count, args.out))
+    return 0
+
+
+def recipe_of(source: Path | None, given: Mapping[str, str]) -> Recipe:
+    """The run's own recipe for a run folder, else the default one; settings of the command line on top."""
+    if source is None or source.is_file():
+        return load_recipe("portraits", given)
+    from .run import RunFolder
+
+    return load_recipe(RunFolder.open(source).path / "recipe.yaml", given)
+
+
+def prepare(
+    recipe: Recipe,
+    given: Mapping[str, str],
+    encoders: Encoders,
+    source: Path | None,
+    teacher: bool,
+    steps: int | None,
+) -> tuple[Loaded, Way]:
+    """Load what is to be sampled, and decide how.
+
+    Args:
+        recipe: whose base, teacher settings and geometry count.
+        given: settings of the command line; `student.sigmas` and `student.sampler` go over the file's.
+        source: run folder or LoRA file.
+        teacher: sample the base instead.
+        steps: None for the trained schedule.
+    """
+    from .evaluation import teacher_way
+    from .flow import sigma_list
+    from .loading import load_adapter, load_run, load_teacher
+
+    if source is None or teacher:
+        loaded = load_teacher(recipe, encoders)
+    elif source.is_dir():
+        loaded = load_run(recipe, encoders, source)
+    else:
+        loaded = load_adapter(recipe, encoders, source)
+        if loaded.metadata is None:
+            warn(f"{source} says neither base nor sigmas; taking model.path and student.sigmas")
+    method = loaded.metadata.method if loaded.metadata else recipe.method
+    if teacher or method == "flow_matching":
+        t = recipe.teacher
+        sigmas = sigma_list(steps or t.steps, t.shift)
+        return loaded, replace(teacher_way(recipe), role="teacher" if teacher else "generator", sigmas=sigmas)
+    return loaded, student_way(recipe, given, loaded.metadata, steps)
+
+
+def trained_ways(metadata: LoraMetadata | None) -> list[Way]:
+    """How a student was trained to be sampled, the default first; nothing for files of others."""
+    from .generation import Way
+
+    schedules = metadata.schedules if metadata else ()
+    return [
+        Way("generator", one.sigmas, "euler" if one.sampler == "euler" else "renoise", one.guidance_scale)
+        for one in schedules
+    ]
+
+
+def student_way(recipe: Recipe, given: Mapping[str, str], metadata: LoraMetadata | None, steps: int | None) -> Way:
+    """How to sample a student; says so on stderr when it was not trained for it."""
+    from .flow import sigma_list
+    from .generation import Way
+
+    s, known = recipe.student, trained_ways(metadata)
+    if not known or "student.sigmas" in given:
+        way = Way("generator", s.sigmas, s.sampler)
+    else:
+        way = next((one for one in known if one.steps == (steps or known[0].steps)), known[0])
+    if "student.sampler" in given:
+        way = replace(way, sampler=s.sampler)
+    if steps is not None and steps != way.steps:
+        shift = (metadata.default.shift if metadata else None) or USUAL_SHIFT
+        way = replace(way, sigmas=sigma_list(steps, shift))
+    if known and way not in known:
+        trained = " or ".join(str(one.steps) for one in known)
+        listed = ", ".join(f"{sigma:.4g}" for sigma in way.sigmas)
+        warn(
+            f"the student was trained for {trained} steps by {known[0].sampler}, not for {way.steps} "
+            f"by {way.sampler} at sigmas {listed}; expect worse clips"
+        )
+    return way
+
+
+def warn(text: str) -> None:
+    """One line on stderr."""
+    print(f"warning: {text}", file=sys.stderr)
+
+
+def write_clips(recipe: Recipe, encoders: Encoders, loaded: Loaded, way: Way, clips: Sequence[Wanted]) -> None:
+    """Sample, decode and write each clip, and say where it is.
+
+    They are made one by one: in a batch the last bits of a clip would depend on its neighbours.
+    """
+    from .condition import Condition
+    from .data.codec import decode_pixels
+    from .data.video import write_video
+    from .generation import generate
+
+    d = recipe.data
+    shape = encoders.codec.geometry.latent_shape(d.frames, d.height, d.width)
+    null = Condition({"text": encoders.prompts.encode([""])})
+    for clip in clips:
+        condition = Condition({"text": encoders.prompts.encode([clip.prompt])})
+        latents = generate(loaded.model, way, condition, null, shape, [clip.seed], batch=1)
+        write_video(clip.path, decode_pixels(encoders.codec, latents)[0], d.fps)
+        print(f"{clip.path}: {clip.prompt!r}, seed {clip.seed}, {way.steps} steps")
+
+
+if __name__ == "__main__":
+    raise SystemExit(guarded(lambda: main(sys.argv[1:])))

@@ -1,0 +1,110 @@
+"""What a run hands out: the student, in the formats that others load."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from . import __version__
+from .assembly import Job
+from .config import recipe_to_yaml
+from .files import dtype_named, write_safetensors
+from .flow import sigma_list
+from .lora_files import LoraMetadata, Schedule, base_hash, pairs_from_peft, write_lora
+from .roles import GENERATOR, SharedModel
+from .settings import Recipe
+
+FOLDER = "student"
+NATIVE, DIFFUSERS = "student_comfyui.safetensors", "student_diffusers.safetensors"
+FULL_NATIVE, FULL_FOLDER = "student_model_comfyui.safetensors", "transformer"
+
+
+def shift_of(sigmas: Sequence[float]) -> float | None:
+    """The sigma shift that a list comes from, None for one that was written by hand."""
+    steps = len(sigmas) - 1
+    if steps < 2 or sigmas[0] != 1:
+        return None
+    even = 1 - 1 / steps
+    shift = round(sigmas[1] * (1 - even) / (even * (1 - sigmas[1])), 3)
+    close = all(abs(a - b) < 1e-4 for a, b in zip(sigmas, sigma_list(steps, shift), strict=True))
+    return shift if close else None
+
+
+def schedule_of(recipe: Recipe) -> Schedule:
+    """How what a run learned is to be sampled."""
+    if recipe.method == "flow_matching":
+        t = recipe.teacher
+        return Schedule(sigma_list(t.steps, t.shift), "euler", t.shift, t.guidance_scale)
+    return Schedule(recipe.student.sigmas, recipe.student.sampler, shift_of(recipe.student.sigmas))
+
+
+def student_metadata(recipe: Recipe, model: SharedModel) -> LoraMetadata:
+    """What travels inside the student's file: the schedule, and what it was made from and how."""
+    m = recipe.matching
+    distils = recipe.method == "distribution_matching"
+    method = ("w2s" if m.alpha_weak else "dmd") if distils else recipe.method
+    return LoraMetadata(
+        method=method,
+        schedules=(schedule_of(recipe),),
+        base_class=type(model.base).__name__,
+        base_hash=base_hash(model.base_state()),
+        alpha_weak=m.alpha_weak if distils else None,
+        teacher_guidance=m.guidance_scale if distils else None,
+        version=__version__,
+        recipe=recipe.name,
+    )
+
+
+@contextlib.contextmanager
+def swapped_in(weights: Mapping[str, Tensor], model: SharedModel) -> Iterator[None]:
+    """Let the generator role use these weights (its moving average, say) for a while."""
+    own = model.parameters("generator")
+    before = {name: parameter.detach().clone() for name, parameter in own.items()}
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(weights[name])
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, parameter in own.items():
+                parameter.copy_(before[name])
+
+
+def save_student(recipe: Recipe, job: Job, folder: Path) -> list[Path]:
+    """Write the learned student (its average where there is one) and return the files.
+
+    An adapter becomes two LoRA files, in ComfyUI's native keys and in diffusers'. A full copy becomes a diffusers
+    folder and one native file.
+
+    Raises:
+        UserError: the disk is full; what was there before is still there.
+    """
+    model, out = job.model, folder / FOLDER
+    with swapped_in(job.student.learned(), model):
+        metadata = student_metadata(recipe, model)
+        if model.copy is None:
+            pairs = pairs_from_peft(model.base, GENERATOR)
+            write_lora(out / NATIVE, pairs, metadata, format="native", key_map=model.backbone.keys)
+            write_lora(out / DIFFUSERS, pairs, metadata, format="diffusers", key_map=model.backbone.keys)
+            return [out / NATIVE, out / DIFFUSERS]
+        write_native(out / FULL_NATIVE, model, recipe, metadata)
+        model.backbone.save_folder(model.copy, out / FULL_FOLDER)
+    return [out / FULL_NATIVE, out / FULL_FOLDER]
+
+
+def write_native(path: Path, model: SharedModel, recipe: Recipe, metadata: LoraMetadata) -> None:
+    """The full-copy student as one native file, with its architecture and metadata in the header."""
+    assert model.copy is not None
+    dtype = dtype_named(recipe.student.save_precision)
+    state = {name: tensor.to(dtype) for name, tensor in model.backbone.native_state(model.copy).items()}
+    header = {
+        "recipe": recipe_to_yaml(recipe),
+        **model.backbone.native_metadata(model.copy),
+        **metadata.to_strings(),
+    }
+    write_safetensors(path, state, header)

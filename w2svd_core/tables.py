@@ -1,0 +1,124 @@
+"""The rows of an evaluation as a markdown table, as plain numbers, and as sentences about the student."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .evaluation import Row
+from .metrics.measure import UNITS
+
+SHORT_UNITS = {"motion": "px/frame", "flicker": "of 255", "saturation": "of 255", "sharpness": "of 255"}
+HIGHEST = {"adherence", "diversity"}  # better when higher
+LOWEST = {"frechet_video", "frechet_frame", "frozen_share"}  # better when lower
+# of the others (motion, flicker, saturation, sharpness) the best is the one nearest to data
+
+
+def number(value: float) -> str:
+    """About three digits: 123, 12.3, 1.23, 0.123, 0.00012, 0."""
+    size = abs(value)
+    if size < 0.001:
+        return f"{value:.2g}"
+    digits = 0 if size >= 100 else 1 if size >= 10 else 2 if size >= 1 else 3
+    return f"{value:.{digits}f}"
+
+
+def title(metric: str) -> str:
+    """A metric's name for people."""
+    return metric.replace("_", " ").replace("frechet", "Fréchet")
+
+
+def measured(rows: Sequence[Row]) -> list[str]:
+    """The metrics that at least one row has, in the order of `UNITS`."""
+    return [metric for metric in UNITS if any(metric in row.values for row in rows)]
+
+
+def best_rows(rows: Sequence[Row], metric: str) -> set[int]:
+    """Numbers of the model rows that no other model row beats in a metric; none when all are alike."""
+    models = {i: row.values[metric] for i, row in enumerate(rows) if row.steps and metric in row.values}
+    if len({number(value) for value in models.values()}) < 2:
+        return set()
+    if metric in HIGHEST:
+        return {i for i, value in models.items() if value == max(models.values())}
+    if metric in LOWEST:
+        return {i for i, value in models.items() if value == min(models.values())}
+    data = next((row.values[metric] for row in rows if row.steps is None and metric in row.values), None)
+    if data is None:
+        return set()
+    distances = {i: abs(value - data) for i, value in models.items()}
+    return {i for i, distance in distances.items() if distance == min(distances.values())}
+
+
+def markdown_table(rows: Sequence[Row]) -> str:
+    """A table with a line for each row, the best models in bold, and what each column means below."""
+    metrics = measured(rows)
+    heads = [title(m) + (f" ({SHORT_UNITS[m]})" if m in SHORT_UNITS else "") for m in metrics]
+    lines = [
+        "| " + " | ".join(["clips from", "model calls", *heads]) + " |",
+        "|" + " --- |" + " ---: |" * (len(heads) + 1),
+    ]
+    best = {metric: best_rows(rows, metric) for metric in metrics}
+    for index, row in enumerate(rows):
+        cells = [row.name, "" if row.steps is None else str(row.steps * (2 if row.guided else 1))]
+        for metric in metrics:
+            text = number(row.values[metric]) if metric in row.values else ""
+            cells.append(f"**{text}**" if text and index in best[metric] else text)
+        lines.append("| " + " | ".join(cells) + " |")
+    meanings = [f"- {title(metric)}: {UNITS[metric]}." for metric in metrics]
+    note = "Bold: the best model; for motion, flicker, saturation and sharpness the one nearest to data."
+    return "\n".join([*lines, "", note, "", *meanings])
+
+
+def plain(row: Row) -> dict[str, object]:
+    """A row as JSON takes it."""
+    return {"name": row.name, "steps": row.steps, "guided": row.guided, **row.values}
+
+
+def findings(rows: Sequence[Row]) -> tuple[str, list[str]]:
+    """The headline about a student, and single comparisons with its teacher and with data.
+
+    Args:
+        rows: of one run of distillation: data first, then codec, teacher, few-step teacher, student.
+
+    Returns:
+        A sentence, and the lines below it. Without a student, or without Fréchet distances, both are short.
+    """
+    models = [row for row in rows if row.steps is not None]
+    if len(models) < 3:
+        return "", []
+    teacher, few, student = models[:3]
+    headline = _headline(teacher, few, student)
+    lines = [
+        _share("Motion", "motion", student, teacher, "the teacher's"),
+        _share("Diversity", "diversity", student, teacher, "the teacher's"),
+        _share("Flicker", "flicker", student, teacher, "the teacher's"),
+        _share("Saturation", "saturation", student, rows[0], "the data's"),
+    ]
+    return headline, [line for line in lines if line]
+
+
+def _headline(teacher: Row, few: Row, student: Row) -> str:
+    metric = "frechet_video"
+    if not all(metric in row.values for row in (teacher, few, student)):
+        return f"The {student.steps}-step student was measured on too few clips for a Fréchet distance."
+    good, poor, own = (row.values[metric] for row in (teacher, few, student))
+    numbers = (
+        f"its video Fréchet distance is {number(own)}, that of {_words(few)} {number(poor)}, "
+        f"that of {_words(teacher)} {number(good)}"
+    )
+    if own >= poor:
+        return f"The {student.steps}-step student is no better than {_words(few)}: {numbers}."
+    if poor <= good:
+        return f"The {student.steps}-step student beats its teacher: {numbers}."
+    closed = (poor - own) / (poor - good)
+    return f"The {student.steps}-step student closes {closed:.0%} of the gap that few steps open: {numbers}."
+
+
+def _words(row: Row) -> str:
+    return "the " + row.name.replace(",", " with", 1)
+
+
+def _share(word: str, metric: str, row: Row, other: Row, whose: str) -> str:
+    if metric not in row.values or not other.values.get(metric):
+        return ""
+    own, theirs = row.values[metric], other.values[metric]
+    return f"{word}: {own / theirs:.0%} of {whose} ({number(own)} and {number(theirs)})."

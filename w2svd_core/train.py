@@ -1,0 +1,47 @@
+"""`python -m w2svd_core.train [RECIPE]`: distil a teacher (or train a model), evaluate it, and say where to look."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from .config import Parser, add_arguments, load_recipe, parse_arguments, recipe_names
+from .errors import UserError, guarded
+
+
+def parser() -> Parser:
+    """The door's arguments and every setting."""
+    door = Parser(
+        prog="python -m w2svd_core.train",
+        description="Distil a video diffusion model into a few steps: one frozen copy, two small adapters.",
+    )
+    door.add_argument(
+        "recipe",
+        nargs="?",
+        help=f"a recipe's name ({', '.join(recipe_names())}) or a YAML file; default portraits",
+    )
+    door.add_argument("--out", type=Path, help="run folder; default ./runs/<recipe>-<time>")
+    door.add_argument("--resume", type=Path, metavar="RUN", help="go on with this run folder, bit for bit")
+    add_arguments(door)
+    return door
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the door."""
+    args, given = parse_arguments(parser(), argv)
+    if args.resume is None:
+        recipe = load_recipe(args.recipe or "portraits", given)
+    elif given or args.out is not None or args.recipe is not None:
+        raise UserError("--resume takes everything from the run's own recipe.yaml; leave out other arguments")
+    from .job import carry_out  # torch, and all that is heavy, only for arguments that hold
+    from .run import RunFolder
+
+    if args.resume is not None:
+        run = RunFolder.open(args.resume)
+        return carry_out(run.recipe(), run)
+    return carry_out(recipe, RunFolder.create(recipe, args.out))
+
+
+if __name__ == "__main__":
+    raise SystemExit(guarded(lambda: main(sys.argv[1:])))
