@@ -73,7 +73,7 @@ def test_a_recipe_says_what_it_is_for_and_round_trips(name: str, tmp_path: Path)
 
 def test_what_the_recipes_stand_for() -> None:
     assert load_recipe("portraits").matching.alpha_weak == 0.25
-    assert list(load_recipe("portraits").student.sigmas) == [1, 0.9375, 0.8333333, 0.625, 0]
+    assert list(load_recipe("portraits").student.sigmas) == [1, 0.9, 0.75, 0.5, 0]
     dmd = load_recipe("portraits_dmd")
     assert dmd.matching.alpha_weak == 0
     same = load_recipe("portraits", {"matching.alpha_weak": "0", "name": "portraits_dmd"})
@@ -227,14 +227,14 @@ def test_a_file_that_is_no_recipe(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "parts"),
     [
-        ({"critic.rank": "4"}, ("critic.rank 4", "student.rank 16", "at least 16")),
+        ({"critic.rank": "4"}, ("critic.rank 4", "student.rank 32", "at least 32")),
         ({"model.init": "random"}, ("model.init random", "distribution_matching", "flow_matching")),
         ({"matching.score_min": "0.99"}, ("matching.score_min 0.99", "matching.score_max 0.98")),
         (
             {"matching.alpha_weak": "0.5", "matching.alpha_strong": "0.4"},
             ("alpha_weak 0.5", "alpha_strong 0.4"),
         ),
-        ({"matching.alpha_weak": "1"}, ("alpha_weak 1", "alpha_strong 1")),
+        ({"matching.alpha_weak": "1", "matching.guidance_scale": "1"}, ("alpha_weak 1", "alpha_strong 1")),
         (
             {"method": "flow_matching", "model.init": "random"},
             ("student.kind lora", "set student.kind to full"),

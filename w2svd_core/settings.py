@@ -66,7 +66,7 @@ class Student(Optimizer):
     """The few-step student (for flow_matching: the model in training)."""
 
     kind: Literal["lora", "full"] = setting("lora", "lora = an adapter on the frozen base; full = a trainable copy")
-    rank: int = setting(16, "rank of the student's adapter (only for kind lora)", ge=1, le=1024)
+    rank: int = setting(32, "rank of the student's adapter (only for kind lora)", ge=1, le=1024)
     save_precision: Literal["fp32", "bf16", "fp16"] = setting("fp32", "number format of a saved full copy")
     ema: float = setting(
         0.0, "decay of the student's moving average, which is what is saved (0 = off)", ge=0, le=0.9999
@@ -90,7 +90,7 @@ class Student(Optimizer):
 class Critic(Optimizer):
     """The critic: the adapter that follows the student's own distribution."""
 
-    rank: int = setting(16, "rank of the critic's adapter; not below the student's", ge=1, le=1024)
+    rank: int = setting(32, "rank of the critic's adapter; not below the student's", ge=1, le=1024)
     updates: int = setting(5, "critic updates for each generator update", unit="updates", ge=1, le=100)
     warmup: int = setting(
         10,

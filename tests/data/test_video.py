@@ -190,3 +190,13 @@ def test_contact_sheet(tmp_path: Path) -> None:
         contact_sheet([[red, red[:10]]], ["a", "b"])
     with pytest.raises(ValueError, match="labels"):
         contact_sheet([[red, red]], ["a"])
+
+
+def test_the_same_pictures_give_the_same_file(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).normal(0, 20, (5, 32, 32, 3))
+    video = (np.linspace(0, 255, noise.size).reshape(noise.shape) + noise).clip(0, 255).astype(np.uint8)
+    files = set()
+    for index in range(12):
+        write_video(tmp_path / f"{index}.mp4", video, 8.0)
+        files.add((tmp_path / f"{index}.mp4").read_bytes())
+    assert len(files) == 1
