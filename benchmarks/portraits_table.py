@@ -46,7 +46,7 @@ def train(out: Path, row: str, seed: int, extra: list[str]) -> None:
 
 
 def summary(out: Path, seeds: list[int]) -> str:
-    """Mean and, for students, the spread (largest minus smallest) over the seeds."""
+    """Mean and, for students, half the distance from the smallest to the largest of the seeds."""
     table = json.loads((out / "table.json").read_text())
     lines = [
         f"| {table['clips']} clips in each row | " + " | ".join(COLUMNS) + " |",
@@ -55,7 +55,7 @@ def summary(out: Path, seeds: list[int]) -> str:
     students = {folder_of(out, row, seed).name: row for row in ROWS for seed in seeds}
     groups: dict[str, list[dict]] = {}
     for row in table["rows"]:
-        run = row["name"].split(":")[0]
+        run = row["name"].partition(": student")[0]
         groups.setdefault(students.get(run, row["name"]), []).append(row)
     for name, values in groups.items():
         cells = []

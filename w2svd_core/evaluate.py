@@ -65,9 +65,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     text = markdown_table(table.rows)
     about = f"{settings.clips} clips in each row; all models with the same captions and seeds."
     beside = args.out.with_suffix(".json")
+    print(text)  # before it is written: hours of sampling are not lost to a full disk
     write_text(args.out, f"{text}\n\n{about}\n")
     write_text(beside, json.dumps(numbers, indent=2) + "\n")
-    print(f"{text}\n\nwrote {args.out} and {beside}")
+    print(f"\nwrote {args.out} and {beside}")
     return 0
 
 

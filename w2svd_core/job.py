@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -48,6 +49,8 @@ def accelerator_for(recipe: Recipe, run: RunFolder) -> Any:
     from accelerate import Accelerator
     from accelerate.utils import ProjectConfiguration
 
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("several processes in one run are not supported yet; start the training with plain python")
     tracker = recipe.train.tracker
     try:
         accelerator = Accelerator(

@@ -112,8 +112,7 @@ class Learner:
         if self.nonfinite_in_a_row >= self.max_nonfinite:
             raise UserError(
                 f"the {self.name} had {self.nonfinite_in_a_row} non-finite updates in a row after update "
-                f"{self.updates}; lower {self.name}.lr or use model.precision fp32, and go on from the last checkpoint "
-                "with --resume"
+                f"{self.updates}; start again with a lower {self.name}.lr or with model.precision fp32"
             )
 
     def learned(self) -> dict[str, Tensor]:

@@ -6,7 +6,6 @@ Nothing here knows a model family: names are translated by a `KeyMap` (`backbone
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import re
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from .errors import UserError
 from .files import read_safetensors, write_safetensors
+from .hashing import tensors_hash
 from .lora_metadata import LoraMetadata as LoraMetadata
 from .lora_metadata import Schedule as Schedule
 
@@ -258,12 +258,7 @@ def base_hash(state: Mapping[str, Tensor] | nn.Module) -> str:
         parts = name.split(".")
         if not _LORA_PARTS.intersection(parts):
             plain[".".join(part for part in parts if part != "base_layer")] = tensor
-    digest = hashlib.sha256()
-    for name in sorted(plain):
-        tensor = plain[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    return tensors_hash(plain)
 
 
 def check_base(metadata: LoraMetadata | None, expected_hash: str, path: Path | str) -> bool:

@@ -19,7 +19,6 @@ from .files import read_safetensors, write_safetensors, write_text
 from .settings import Recipe
 
 KEPT_CHECKPOINTS = 2
-FREE_ON_RESUME = {"name"}  # settings of the whole run that a resume may see changed
 
 
 class RunFolder:

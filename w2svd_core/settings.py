@@ -227,6 +227,18 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
+        clips = self.evaluate.clips
+        if clips and (clips < 50 or clips % 2):
+            raise ValueError(f"evaluate.clips {clips} is neither 0 nor an even number from 50 up, as a table needs")
+        if clips and self.data.frames < 5:
+            raise ValueError(
+                f"data.frames {self.data.frames} is too short to measure motion; use 5, or evaluate.clips 0"
+            )
+        if self.student.kind == "full" and self.model.precision != "fp32":
+            raise ValueError(
+                f"student.kind full with model.precision {self.model.precision} would lose small steps to rounding; "
+                "use fp32, or student.kind lora"
+            )
         if self.method == "distribution_matching":
             self._check_distillation()
         elif self.model.init == "random" and self.student.kind == "lora":

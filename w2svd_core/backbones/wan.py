@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ class WanBackbone:
                 "or a native file that this project wrote"
             )
         model = self._filled(json.loads(metadata["config"]), wan_keys.from_native(state), path)
-        return model if dtype == torch.float32 else model.to(dtype)
+        return _cast(model, dtype)
 
     def _load_folder(self, path: Path, dtype: torch.dtype) -> nn.Module:
         from diffusers import WanTransformer3DModel
@@ -98,7 +98,7 @@ class WanBackbone:
         return model
 
     def predict(self, model: nn.Module, x_t: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
-        dtype = next(model.parameters()).dtype
+        dtype = model.get_parameter("patch_embedding.weight").dtype  # diffusers keeps some others in float32
         output: Tensor = model(
             hidden_states=x_t.to(dtype),
             timestep=1000 * sigma.to(x_t.device).expand(len(x_t)),
@@ -117,6 +117,15 @@ class WanBackbone:
         """What a native file's header must say so that `load` can read it back."""
         config = {k: v for k, v in dict(model.config).items() if not k.startswith("_")}  # type: ignore[arg-type]
         return {"config": json.dumps(config)}
+
+
+def _cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """The model in `dtype`, but for what diffusers keeps in float32 when it loads a folder itself."""
+    kept: Sequence[str] = model._keep_in_fp32_modules  # type: ignore[assignment]
+    for name, parameter in model.named_parameters():
+        if not set(kept) & set(name.split(".")):
+            parameter.data = parameter.data.to(dtype)
+    return model
 
 
 BACKBONE = WanBackbone()

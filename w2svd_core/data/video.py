@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import UserError
+from ..opencv import import_cv2
 
 if TYPE_CHECKING:
     from PIL import ImageFont
@@ -247,8 +248,6 @@ def _picture(frame: Any) -> Image:
 
 def _fit(picture: Image, height: int | None, width: int | None) -> Image:
     """Crop around the centre to the wanted aspect, then resize."""
-    import cv2
-
     h, w = picture.shape[:2]
     if height is None and width is None:
         return np.ascontiguousarray(picture)
@@ -260,5 +259,6 @@ def _fit(picture: Image, height: int | None, width: int | None) -> Image:
     if picture.shape[:2] == (height, width):
         return picture
     shrinks = height <= crop_h and width <= crop_w
+    cv2 = import_cv2()
     resized = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
     return np.asarray(resized, np.uint8)

@@ -6,35 +6,17 @@ it depends on the frame rate. Noise and flicker make flow, too: read motion besi
 
 from __future__ import annotations
 
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import UserError
+from ..opencv import import_cv2
 from .networks import Videos, check_videos
 
 FLOW_SIDE = 64  # px: optical flow is measured at this height, whatever the size of the clips
 
 FROZEN_BELOW = 0.06  # px per frame: a clip with less stands still (the calmest of 80 portraits has 0.13)
-
-
-def import_cv2() -> ModuleType:
-    """OpenCV, imported late.
-
-    Raises:
-        UserError: it, or a system library that it needs, is missing.
-    """
-    try:
-        import cv2
-    except ImportError as error:
-        raise UserError(
-            f"OpenCV could not be loaded ({error}); run: pip install opencv-python-headless "
-            "(with opencv-python instead, the system also needs libGL, on Debian and Ubuntu the packages "
-            "libgl1 and libglib2.0-0)"
-        ) from error
-    return cv2
 
 
 def clip_motion(videos: Videos) -> NDArray[np.float64]:
