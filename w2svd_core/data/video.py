@@ -1,25 +1,20 @@
-"""Video files in and out (PyAV), and labelled sheets of frames as PNG.
+"""Video files in and out (PyAV), and pictures out as PNG.
 
 A video is uint8 (F, H, W, 3), RGB.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import UserError
 from ..opencv import import_cv2
-
-if TYPE_CHECKING:
-    from PIL import ImageFont
-
-    Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 Image = npt.NDArray[np.uint8]  # h w 3
 Video = npt.NDArray[np.uint8]  # f h w 3
@@ -122,57 +117,6 @@ def write_video(path: Path, video: Video, fps: float, crf: int = 12, pixel_forma
         raise UserError(f"cannot write {path}: the H.264 encoder says {error}; check PyAV and the disk") from error
 
 
-def contact_sheet(
-    rows: Sequence[Sequence[Image]],
-    column_labels: Sequence[str],
-    row_labels: Sequence[str] | None = None,
-    scale: int = 1,
-) -> Image:
-    """Put pictures in a grid with labels.
-
-    Args:
-        rows: pictures of one size, uint8 (H, W, 3); a short row ends in white cells.
-        column_labels: one for each column, or none at all.
-        row_labels: one for each row.
-        scale: enlarges every picture by whole pixels.
-
-    Returns:
-        uint8 (H', W', 3).
-
-    Raises:
-        ValueError: the pictures have different sizes, or a label is missing or left over.
-    """
-    from PIL import Image as Pillow
-    from PIL import ImageDraw, ImageFont
-
-    sizes = {picture.shape for row in rows for picture in row}
-    if len(sizes) != 1:
-        raise ValueError(f"a sheet takes pictures of one size, not {sorted(sizes)}")
-    height, width = (side * scale for side in next(iter(sizes))[:2])
-    columns = max(len(row) for row in rows)
-    if len(column_labels) not in (0, columns) or (row_labels is not None and len(row_labels) != len(rows)):
-        raise ValueError(f"{len(rows)} rows and {columns} columns need as many labels")
-    gap = 4
-    font: Font = ImageFont.load_default(size=14)
-    lines = [_wrap(label, font, width) for label in column_labels]
-    top = max((len(part) for part in lines), default=0) * 17 + gap
-    left = gap + max((int(font.getlength(label)) + 2 * gap for label in row_labels or ()), default=0)
-    size = (left + columns * (width + gap), top + len(rows) * (height + gap))
-    sheet = Pillow.new("RGB", size, (255, 255, 255))
-    draw = ImageDraw.Draw(sheet)
-    for column, part in enumerate(lines):
-        for number, line in enumerate(part):
-            draw.text((left + column * (width + gap), 1 + 17 * number), line, (20, 20, 20), font)
-    for index, row in enumerate(rows):
-        y = top + index * (height + gap)
-        if row_labels is not None:
-            draw.text((gap, y + height // 2 - 9), row_labels[index], (20, 20, 20), font)
-        for column, picture in enumerate(row):
-            large = picture.repeat(scale, axis=0).repeat(scale, axis=1)
-            sheet.paste(Pillow.fromarray(large), (left + column * (width + gap), y))
-    return np.array(sheet)
-
-
 def write_png(path: Path, image: Image) -> None:
     """Write a picture, uint8 (H, W, 3), as PNG, whole or not at all.
 
@@ -185,17 +129,6 @@ def write_png(path: Path, image: Image) -> None:
 
     with atomic_write(Path(path)) as temporary:
         Pillow.fromarray(image).save(temporary, format="PNG")
-
-
-def _wrap(label: str, font: Font, width: int) -> list[str]:
-    """Break a label into lines that fit the width; a longer word keeps a line for itself."""
-    lines: list[str] = []
-    for word in label.split():
-        if lines and font.getlength(f"{lines[-1]} {word}") <= width:
-            lines[-1] += f" {word}"
-        else:
-            lines.append(word)
-    return lines
 
 
 def _decode(container: Any, path: Path) -> Iterator[tuple[float, Any]]:
