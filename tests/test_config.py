@@ -227,7 +227,7 @@ def test_a_file_that_is_no_recipe(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "parts"),
     [
-        ({"critic.rank": "4"}, ("critic.rank 4", "student.rank 32", "at least 32")),
+        ({"critic.rank": "4", "student.rank": "32"}, ("critic.rank 4", "student.rank 32", "at least 32")),
         ({"model.init": "random"}, ("model.init random", "distribution_matching", "flow_matching")),
         ({"matching.score_min": "0.99"}, ("matching.score_min 0.99", "matching.score_max 0.98")),
         (
@@ -239,6 +239,7 @@ def test_a_file_that_is_no_recipe(tmp_path: Path) -> None:
             {"method": "flow_matching", "model.init": "random"},
             ("student.kind lora", "set student.kind to full"),
         ),
+        ({"evaluate.seed": "511"}, ("evaluate.seed 511", "data.clips 512", "to at least 512")),
     ],
 )
 def test_parts_that_do_not_fit(overrides: dict[str, object], parts: tuple[str, ...]) -> None:
@@ -250,6 +251,13 @@ def test_parts_that_do_not_fit(overrides: dict[str, object], parts: tuple[str, .
 def test_parts_that_fit() -> None:
     load_recipe("portraits", {"student.kind": "full", "critic.rank": "4"})
     load_recipe("portraits", {"matching.alpha_weak": "1", "matching.guidance_scale": "2"})
+
+
+def test_the_evaluation_may_begin_where_the_training_ends() -> None:
+    load_recipe("portraits", {"evaluate.seed": "512"})
+    load_recipe("portraits", {"evaluate.seed": "0", "evaluate.clips": "0"})
+    load_recipe("portraits", {"evaluate.seed": "0", "data.folder": "my_clips"})  # a seed of noise alone
+    assert "to at least 4096" in fault("portraits_long", {"evaluate.seed": "4095"})
 
 
 # ---- overrides and the command line

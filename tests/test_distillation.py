@@ -341,6 +341,27 @@ def test_visited_samples_go_into_the_pool_under_their_own_steps(
     assert all(torch.equal(held[f"{s}/condition/text"], rollout.condition.fields["text"]) for s in steps)
 
 
+@pytest.mark.parametrize("reuse", ["visited", "fresh"])
+def test_diversity_is_logged_against_the_clips_of_the_same_rows(
+    new_program: Programs, new_recipe: Recipes, reuse: str
+) -> None:
+    program = new_program(new_recipe({"rollout.reuse": reuse, "train.batch": 3}))
+    tape = Tape(program)
+    assert "student/diversity" not in program.round(0)  # the critic's head start makes no update
+    for index in (1, 2):
+        tape.rollouts.clear()
+        with torch.no_grad():  # the student as it is before its update
+            samples = program._student_x0(program._rollout(index, 0))
+        wanted = samples.flatten(1)
+        texts = tape.rollouts[0].condition.fields["text"]
+        rows = [int((program.data.condition.fields["text"] == text).all(2).all(1).nonzero()) for text in texts]
+        clips = program.data.latents[rows].flatten(1)
+        found = program.round(index)["student/diversity"]
+        assert found == pytest.approx(float(torch.pdist(wanted).mean() / torch.pdist(clips).mean()), rel=1e-5)
+    one = new_program(new_recipe({"train.batch": 1, "critic.warmup": 0}))
+    assert "student/diversity" not in one.round(0)
+
+
 def test_the_ground_truth_term_acts_and_is_off_by_default(new_program: Programs, new_recipe: Recipes) -> None:
     def after(weight: float) -> dict[str, Tensor]:
         settings = {"rollout.source": "noised_data", "matching.ground_truth_weight": weight}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -54,18 +55,8 @@ def tiny(place: Path) -> list[str]:
         *["--model.path", str(place / "teacher.safetensors"), "--data.folder", str(place / "clips")],
         *["--data.cache", str(place / "cache"), "--student.rank", "2", "--critic.rank", "2"],
         *["--critic.warmup", "1", "--critic.updates", "2", "--train.steps", "2", "--train.batch", "2"],
-        *[
-            "--student.lr",
-            "0.01",
-            "--train.lr_decay",
-            "constant",
-            "--student.ema",
-            "0",
-            "--train.checkpoint_every",
-            "1",
-            "--teacher.steps",
-            "3",
-        ],
+        *["--student.lr", "0.01", "--train.lr_decay", "constant", "--student.ema", "0"],
+        *["--train.checkpoint_every", "1", "--teacher.steps", "3"],
         *["--evaluate.clips", "0", "--train.tracker", "none"],
     ]
 
@@ -133,12 +124,30 @@ def test_a_run_folder_is_complete(run: Path) -> None:
 def test_a_run_ends_with_its_table_and_pictures(place: Path, door: Door) -> None:
     out = place / "measured"
     more = ["--evaluate.clips", "50", "--train.steps", "1", "--train.tracker", "tensorboard"]
-    code, shown, _ = door(train.main, *tiny(place), *more, "--out", out)
+    portraits = ["--data.folder", "portraits", "--data.clips", "4"]
+    code, shown, _ = door(train.main, *tiny(place), *more, *portraits, "--out", out)
     assert code == 0 and f"Look at {out / 'report.md'}" in shown
     samples = {path.name for path in (out / "samples").iterdir()}
-    assert samples >= {"side-by-side.mp4", "contact_sheet.png", "data-0.mp4", "student-4-steps-5.mp4"}
-    assert "| student, 4 steps | 4 |" in (out / "report.md").read_text()
+    assert samples >= {"side-by-side.mp4", "contact_sheet.png", "data-5.mp4", "student-4-steps-5.mp4"}
+    report = (out / "report.md").read_text()
+    assert "| student, 4 steps | 4 |" in report and "video Fréchet distance is" in report
     assert list(out.rglob("events.out.tfevents*"))
+
+
+def test_a_run_on_own_clips_is_measured_on_them(place: Path, door: Door) -> None:
+    out = place / "measured on own clips"
+    more = ["--evaluate.clips", "50", "--train.steps", "1"]
+    assert door(train.main, *tiny(place), *more, "--out", out)[0] == 0
+    samples = {path.name for path in (out / "samples").iterdir()}
+    assert samples >= {"side-by-side.mp4", "contact_sheet.png", "data-3.mp4", "student-4-steps-3.mp4"}
+    assert not samples & {"data-4.mp4", "student-4-steps-4.mp4"}  # there are four clips and so four captions
+    data = [pixels(out / "samples" / f"data-{i}.mp4").astype(int) for i in range(4)]
+    clips = [pixels(place / "clips" / f"000000{i}.mp4").astype(int) for i in range(4)]
+    assert all(np.abs(one - other).mean() < 4 for one, other in zip(data, clips, strict=True))  # both went through x264
+    report = (out / "report.md").read_text()
+    assert "There is no Fréchet distance for the 4-step student" in report and "They are not held out" in report
+    assert "50 clips in each row of a model" in report and "; 4 in the rows of data" in report
+    assert "| student, 4 steps | 4 |" in report and "Fréchet video" not in report
 
 
 def test_resume_goes_on_and_takes_nothing_else(place: Path, run: Path, door: Door) -> None:
@@ -161,6 +170,55 @@ def test_train_refuses(place: Path, run: Path, door: Door) -> None:
     assert "holds a run already" in refused(door(train.main, *tiny(place), "--out", run))
     assert "no recipe.yaml" in refused(door(train.main, "--resume", place))
     assert "latent" not in refused(door(train.main, *tiny(place), "--data.frames", "6", "--out", place / "x1"))
+    assert "is not a folder" in refused(door(train.main, *tiny(place), "--data.folder", "no", "--out", place / "x1"))
+    assert "only for method flow_matching" in refused(door(train.main, *tiny(place), "--model.compile", "true"))
+    assert not (place / "x1").exists()  # so that the same command can be given again
+
+
+def test_resume_refuses_a_run_of_another_recipe(place: Path, run: Path, door: Door) -> None:
+    part = place / "other-recipe"
+    shutil.copytree(run, part)
+    text = (part / "recipe.yaml").read_text()
+    (part / "recipe.yaml").write_text(text.replace("  batch: 2\n", "  batch: 1\n", 1))
+    assert "train.batch 2" in refused(door(train.main, "--resume", part))
+    (part / "recipe.yaml").write_text(text.replace("teacher.safetensors", "other.safetensors"))
+    assert "another model" in refused(door(train.main, "--resume", part))
+    render_folder(place / "other clips", 4, 100, 5, 32, 32, 8.0)
+    (part / "recipe.yaml").write_text(text.replace(str(place / "clips"), str(place / "other clips")))
+    code, _, err = door(train.main, "--resume", part)  # its last line comes after a progress bar
+    assert code == 2 and "other clips than data.folder" in err.splitlines()[-1]
+    newest = max((part / "checkpoints").iterdir())
+    newest.write_bytes(newest.read_bytes()[:1000])
+    (part / "recipe.yaml").write_text(text)
+    assert f"{newest} is not a whole checkpoint" in refused(door(train.main, "--resume", part))
+
+
+def test_a_run_goes_on_from_another_folder(place: Path, door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    paths = ["--model.path", "teacher.safetensors", "--data.folder", "clips", "--data.cache", "cache"]
+    assert train.main([*tiny(place), *paths, "--train.steps", "1", "--out", "relative"]) == 0
+    monkeypatch.chdir("/")
+    text = (place / "relative" / "recipe.yaml").read_text()
+    (place / "relative" / "recipe.yaml").write_text(text.replace("  steps: 1\n", "  steps: 2\n"))
+    assert door(train.main, "--resume", place / "relative")[0] == 0
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_base_in_half_precision_is_distilled(place: Path, tmp_path: Path, precision: str) -> None:
+    assert train.main([*tiny(place), "--model.precision", precision, "--out", str(tmp_path / "run")]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
+    assert sum(row.get("student/skipped", 0) + row["critic/skipped"] for row in rows) == 0
+    assert rows[-1]["student/gradient_norm"] > 0 and rows[-1]["critic/gradient_norm"] > 0
+    ups = [t for name, t in read_safetensors(student(tmp_path / "run"))[0].items() if "lora_up" in name]
+    assert ups and all(t.abs().sum() > 0 for t in ups)
+
+
+def test_a_model_of_another_kind_is_refused(place: Path, tmp_path: Path, door: Door) -> None:
+    family = backbone("wan")
+    wide = family.build(Architecture(heads=1, head_dim=16, ffn_dim=32, layers=1, text_dim=32))
+    write_safetensors(tmp_path / "wide.safetensors", family.native_state(wide), family.native_metadata(wide))
+    wrong = ["--model.path", tmp_path / "wide.safetensors", "--out", tmp_path / "x"]
+    assert "prompt embeddings 32 wide" in refused(door(train.main, *tiny(place), *wrong))
 
 
 @pytest.mark.parametrize("main", [train.main, sample.main, evaluate.main])
@@ -206,7 +264,7 @@ def test_other_step_counts_are_warned_of(place: Path, run: Path, door: Door) -> 
     assert code == 0 and err.startswith("warning: ") and "trained for 4 steps" in err and "1, 0.75, 0" in err
     assert len(err.splitlines()) == 1
     assert door(sample.main, *common, "--steps", 4)[2] == ""
-    assert "by euler" in door(sample.main, *common, "--student.sampler", "euler")[2]
+    assert "by renoise" in door(sample.main, *common, "--student.sampler", "renoise")[2]
     assert "sigmas 1, 0.5, 0" in door(sample.main, *common, "--student.sigmas", "1,0.5,0")[2]
 
 
@@ -291,26 +349,43 @@ def test_evaluate_refuses(place: Path, run: Path, full_run: Path, door: Door) ->
     other.mkdir()
     (other / "recipe.yaml").write_text((run / "recipe.yaml").read_text().replace("frames: 5", "frames: 9"))
     assert "data.frames 9" in refused(door(evaluate.main, run, other, *out))
+    text = (run / "recipe.yaml").read_text().replace(f"folder: {place / 'clips'}", "folder: elsewhere")
+    (other / "recipe.yaml").write_text(text)
+    assert "data.folder elsewhere" in refused(door(evaluate.main, run, other, *out))
+    assert "--euler-search needs the Fréchet distance" in refused(door(evaluate.main, run, "--euler-search", *out))
     assert not (place / "never.md").exists()
 
 
 def test_a_table_of_two_runs(place: Path, run: Path, full_run: Path, door: Door) -> None:
     out = place / "table.md"
-    code, shown, _ = door(evaluate.main, run, full_run, "--clips", 50, "--out", out)
+    both = [run, full_run, "--data.folder", "portraits"]
+    code, shown, _ = door(evaluate.main, *both, "--clips", 50, "--out", out)
     assert code == 0 and "| teacher, 3 steps |" in shown
     found = json.loads(out.with_suffix(".json").read_text())
     names = [row["name"] for row in found["rows"]]
     models = ["teacher, 3 steps", "teacher, 4 Euler steps", "run: student, 4 steps", "full: student, 4 steps"]
     assert names == ["data", "data through mp4 and codec", *models]
     assert all(np.isfinite(row["frechet_video"]) for row in found["rows"])
-    assert found["clips"] == 50 and out.read_text().count("\n| ") == 6 + 1
+    assert found["clips"] == 50 and found["data"] == {"folder": "portraits", "clips": 50}
+    assert out.read_text().count("\n| ") == 6 + 1 and "50 clips in each row, all models" in out.read_text()
+
+
+def test_a_table_on_own_clips(place: Path, run: Path, door: Door) -> None:
+    out = place / "own.md"
+    assert door(evaluate.main, run, "--clips", 50, "--out", out)[0] == 0
+    found = json.loads(out.with_suffix(".json").read_text())
+    assert found["clips"] == 50 and found["data"] == {"folder": str(place / "clips"), "clips": 4}
+    known = {"motion", "frozen_share", "flicker", "saturation", "sharpness"}
+    assert all(set(row) == {"name", "steps", "guided"} | known for row in found["rows"])
+    assert "They are not held out" in out.read_text() and "4 in the rows of data" in out.read_text()
 
 
 def test_the_best_euler_row_is_searched(place: Path, run: Path, door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluate, "SEARCHED_SHIFTS", (1.0, 5.0))
     monkeypatch.setattr(evaluate, "SEARCHED_GUIDANCE", (1.0, 2.5))
     out = place / "searched.md"
-    assert door(evaluate.main, run, "--clips", 50, "--euler-search", "--out", out)[0] == 0
+    portraits = ["--data.folder", "portraits"]
+    assert door(evaluate.main, run, *portraits, "--clips", 50, "--euler-search", "--out", out)[0] == 0
     found = json.loads(out.with_suffix(".json").read_text())
     best = min(found["euler_search"], key=lambda one: one["frechet_video"])
     row = next(row for row in found["rows"] if "best of 4" in row["name"])

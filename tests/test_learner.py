@@ -152,3 +152,36 @@ def test_tensors_round_trip_exactly(updates: int) -> None:
     found, expected = other.tensors(), held.tensors()
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_a_scaled_loss_moves_the_weights_as_a_plain_one_does() -> None:
+    plain, scaled = learner(clip_norm=0.5), learner(clip_norm=0.5, scale_loss=True)
+    for _ in range(3):
+        logs = [held.update(loss_of(held)) for held in (plain, scaled)]
+        assert logs[0] == pytest.approx(logs[1])
+    for one, other in zip(plain.parameters.values(), scaled.parameters.values(), strict=True):
+        assert torch.equal(one, other)  # the scale is a power of two, so nothing is rounded
+
+
+def test_the_scale_halves_after_an_overflow_and_comes_back_with_a_checkpoint() -> None:
+    held, again = learner(scale_loss=True), learner(scale_loss=True)
+    held.update(loss_of(held))
+    first = held.scaler.get_scale()
+    assert held.update(loss_of(held, torch.inf))["student/skipped"] == 1.0
+    assert held.scaler.get_scale() == first / 2
+    held.update(loss_of(held))
+    again.load_tensors(copies(held))
+    assert again.scaler.get_scale() == first / 2
+    for one in (held, again):
+        one.update(loss_of(one))
+    assert all(torch.equal(held.parameters[name], again.parameters[name]) for name in held.parameters)
+
+
+def test_a_scaled_loss_saves_gradients_that_float16_would_lose() -> None:
+    kept = []
+    for scale_loss in (False, True):
+        held = learner(scale_loss=scale_loss)
+        before = held.parameters["a"].detach().clone()
+        held.update(1e-8 * held.parameters["a"].half().sum().float())  # 1e-8 is nothing in float16
+        kept.append(bool((held.parameters["a"] != before).any()))
+    assert kept == [False, True]

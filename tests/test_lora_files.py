@@ -251,6 +251,25 @@ def test_check_base(tmp_path: Path) -> None:
         lora_files.check_base(metadata(), "1" * 64, "x.safetensors")
 
 
+def test_a_base_in_another_precision_is_named() -> None:
+    about = metadata(base_precision="bf16")
+    assert LoraMetadata.from_strings(about.to_strings()) == about
+    assert lora_files.check_base(about, "0" * 64, "x.safetensors", "bf16")
+    with pytest.raises(UserError, match=r"on a base in bf16 and this one is in fp32.* with --model\.precision bf16"):
+        lora_files.check_base(about, "1" * 64, "x.safetensors", "fp32")
+    for found, precision in [(about, "bf16"), (about, ""), (metadata(), "fp32")]:  # the last: a file from before
+        with pytest.raises(UserError, match=r"x\.safetensors was trained for another base"):
+            lora_files.check_base(found, "1" * 64, "x.safetensors", precision)
+
+
+def test_a_file_from_before_has_no_precision() -> None:
+    strings = metadata().to_strings()
+    values = json.loads(strings["w2svd"])
+    del values["base_precision"]
+    assert LoraMetadata.from_strings({"w2svd": json.dumps(values)}) == metadata()
+    assert "w2svd.base_precision" not in strings
+
+
 @pytest.mark.parametrize(
     "make",
     [

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from w2svd_core.flow import RectifiedFlow, score_times
-from w2svd_core.objectives.distribution_matching import matching_gradient, matching_loss, watch
+from w2svd_core.objectives.distribution_matching import matching_gradient, matching_loss, relative_diversity, watch
 from w2svd_core.objectives.flow_matching import denoising_loss
 from w2svd_core.objectives.ground_truth import ground_truth_gradient
 
@@ -108,6 +108,22 @@ def test_the_watch_reads_one_and_zero_for_equal_scores() -> None:
     x, fake, _ = three()
     gap = watch(x, fake, fake)
     assert gap.cosine == pytest.approx(1.0) and gap.relative == 0.0 and gap.nonfinite == 0
+
+
+def test_diversity_is_the_distance_between_samples_as_a_share_of_the_clips() -> None:
+    x, data, _ = three(rows=4)
+
+    def between_pairs(rows: Tensor) -> float:
+        pairs = [(a, b) for a in range(4) for b in range(a)]
+        return sum(float((rows[a] - rows[b]).square().mean().sqrt()) for a, b in pairs) / len(pairs)
+
+    assert relative_diversity(x, data) == pytest.approx(between_pairs(x) / between_pairs(data), rel=1e-5)
+    assert relative_diversity(data, data) == 1.0
+    assert relative_diversity(0.25 * data + 3, data) == pytest.approx(0.25, rel=1e-5)  # where they lie plays no part
+    assert relative_diversity(x[:1].expand(4, -1, -1, -1, -1), data) == 0.0
+    assert relative_diversity(x[:1], data[:1]) is None  # one sample has no distance
+    assert relative_diversity(x, data[:1].expand(4, -1, -1, -1, -1)) is None  # clips of one kind alone
+    assert relative_diversity(x.bfloat16(), data) == pytest.approx(between_pairs(x) / between_pairs(data), rel=1e-2)
 
 
 def test_the_denoising_loss_is_zero_for_the_target_alone() -> None:

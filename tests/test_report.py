@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from w2svd_core.config import check_recipe
 from w2svd_core.data.portraits import portrait_from_seed, render
@@ -23,10 +25,21 @@ from w2svd_core.tables import best_rows, findings, markdown_table, number, plain
 FIRST = 1_000_000
 
 
+CAPTIONS = ("a man with a hat", "a woman who laughs")
+
+
 def row(name: str, steps: int | None, frechet: float, motion: float, guided: bool = False) -> Row:
     clips = np.stack([render(portrait_from_seed(FIRST + i), 5, 32, 32, 8.0) for i in range(2)])
     values = {"frechet_video": frechet, "motion": motion, "flicker": 2.0, "saturation": 60 + frechet / 10}
-    return Row(name, steps, guided, values | ({"diversity": motion} if steps else {}), clips)
+    return Row(name, steps, guided, values | ({"diversity": motion} if steps else {}), 64, CAPTIONS, clips)
+
+
+def own(rows: list[Row]) -> list[Row]:
+    """The same rows as they are with three clips of the user's."""
+    known = ("motion", "flicker", "saturation")
+    return [
+        replace(one, values={name: one.values[name] for name in known}, clips=64 if one.steps else 3) for one in rows
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +101,13 @@ def test_the_headline_says_how_it_went(rows: list[Row]) -> None:
     assert findings(rows[:2]) == ("", [])
 
 
+def test_the_headline_says_that_own_clips_have_no_distance_and_are_not_held_out(rows: list[Row]) -> None:
+    headline, lines = findings(own(rows))
+    assert headline.startswith("There is no Fréchet distance for the 4-step student, because the clips are your own")
+    assert "it was trained on these clips, so nothing here is held out" in headline
+    assert [line.split(":")[0] for line in lines] == ["Motion", "Flicker", "Saturation"]
+
+
 def test_frames_are_enlarged_and_chosen() -> None:
     assert enlarge(np.zeros((32, 24, 3), np.uint8)).shape == (128, 96, 3)
     large = np.zeros((480, 832, 3), np.uint8)
@@ -117,6 +137,12 @@ def test_plots_of_whatever_there_is(tmp_path: Path) -> None:
     assert write_plots(tmp_path, [], []) == []
     losses = [{"step": 1, "student/loss": 0.1}, {"step": 2, "student/loss": float("inf")}]
     assert [path.name for path in write_plots(tmp_path, losses, [])] == ["losses.png"]
+    watched = {"student/motion": 0.1, "student/std": 1.0}
+    widths = []
+    for more in ({}, {"student/diversity": 0.9}):  # runs of an older version have no diversity
+        (path,) = write_plots(tmp_path, [{"step": 1, **watched, **more}], [])
+        widths.append(Image.open(path).width)
+    assert path.name == "student.png" and widths[1] == pytest.approx(1.5 * widths[0], abs=2)
 
 
 def test_a_report_leads_to_everything(run: RunFolder, recipe: Recipe, rows: list[Row]) -> None:
@@ -130,12 +156,26 @@ def test_a_report_leads_to_everything(run: RunFolder, recipe: Recipe, rows: list
     assert report == run.path / "report.md" and len(links) >= 10
     assert [link for link in links if not (run.path / link).exists()] == []
     assert "closes 75%" in text and "guidance_scale 1.5" in text and "28 Euler steps" in text
+    assert "64 clips in each row, all models with the same captions and seeds. Noise seeds from 1000000 on." in text
+    assert "can be compared with each other and with nothing else" in text and "your own" not in text
     assert f"w2svd_core.sample '{run.path}'" in text
     assert "`lcm`" in text and "1, 0.9375, 0.8333333, 0.625, 0" in text and "cfg 1.0" in text
     assert {path.name for path in (run.path / "plots").iterdir()} >= {"losses.png", "evaluation.png"}
     assert read_video(run.path / "samples/student-4-steps-1.mp4").shape == (5, 32, 32, 3)
     assert read_video(run.path / "samples/side-by-side.mp4").shape[0] == 15
     assert not [path for path in run.path.rglob(".*")]  # nothing half-written
+    columns = compared(rows)
+    sheet = contact_sheet([one.shown for one in columns], [one.name for one in columns], CAPTIONS)
+    assert np.array_equal(np.asarray(Image.open(run.path / "samples/contact_sheet.png")), sheet)
+
+
+def test_a_report_on_own_clips_says_so(run: RunFolder, recipe: Recipe, rows: list[Row]) -> None:
+    mine = recipe.model_copy(update={"data": recipe.data.model_copy(update={"folder": "my clips"})})
+    text = write_report(run, mine, own(rows), []).read_text(encoding="utf-8")
+    assert "64 clips in each row of a model, all models with the same captions and seeds; 3 in the rows of data" in text
+    assert "Clips and captions are your own, from my clips. They are not held out" in text
+    assert "There is no Fréchet distance" in text and "Fréchet video" not in text and "compared with" not in text
+    assert (run.path / "plots/evaluation.png").is_file()
 
 
 def test_a_report_without_an_evaluation(run: RunFolder, recipe: Recipe) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ class Stopping:
     def __init__(self, program: Program, at: int) -> None:
         self.program, self.at = program, at
         self.rounds, self.tensors, self.load_tensors = program.rounds, program.tensors, program.load_tensors
+        self.shown = program.shown
 
     def round(self, index: int) -> dict[str, float]:
         values = self.program.round(index)
@@ -53,6 +54,7 @@ class Counting:
     """A program of rounds that only count."""
 
     rounds = 6
+    shown: Mapping[str, str] = {"student/loss": "loss", "critic/loss": "critic"}
 
     def __init__(self) -> None:
         self.done = torch.zeros(1)
@@ -160,6 +162,21 @@ def test_ctrl_c_saves_the_round_that_was_under_way(tmp_path: Path, new_recipe: R
     assert stopped.value.index == step == 3 and float(tensors["done"]) == 3
     assert [row["step"] for row in run.metrics()] == [1, 2, 3]
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_the_bar_shows_what_the_program_names(
+    tmp_path: Path, new_program: Programs, new_recipe: Recipes, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = RunFolder.create(new_recipe(), tmp_path / "run")
+    train(Counting(), run, Train(checkpoint_every=0))
+    shown = capfd.readouterr().err
+    assert "loss 5" in shown and "critic" not in shown  # it logs no such value
+    flow = {"method": "flow_matching", "student.kind": "full"}
+    for index, recipe in enumerate([new_recipe({"critic.warmup": 0}), new_recipe(flow)]):
+        program = new_program(recipe)
+        train(program, RunFolder.create(recipe, tmp_path / str(index)), recipe.train)
+        shown = capfd.readouterr().err
+        assert program.shown and all(f"{name} " in shown for name in program.shown.values())
 
 
 def test_ctrl_c_twice_stops_at_once(tmp_path: Path, new_recipe: Recipes) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from w2svd_core.condition import Condition
+from w2svd_core.errors import UserError
 from w2svd_core.flow import RectifiedFlow, sigma_list
 from w2svd_core.generation import Way, generate
 from w2svd_core.randomness import generator, noise_of_seeds, shuffled_rows
@@ -149,3 +150,19 @@ def test_the_data_order_is_a_function_of_the_place() -> None:
     assert [shuffled_rows(7, start, 1, seed=3)[0] for start in range(30)] == whole
     assert all(sorted(whole[i : i + 7]) == list(range(7)) for i in (0, 7, 14, 21))
     assert whole[:7] != whole[7:14]
+
+
+def test_samples_that_are_not_finite_stay_out_of_the_pool(texts: Conditions) -> None:
+    pool, rows = VisitPool(2, rows=8), torch.ones(3, 1, 1, 1, 1)
+    rows[1] = torch.nan
+    assert pool.add(0, rows, texts(3)) == 1
+    x0, condition = pool.draw(50, generator(0))
+    assert x0.isfinite().all() and len(x0) == len(condition) == 50
+    assert not any(torch.equal(row, texts(3).fields["text"][1]) for row in condition.fields["text"])
+
+
+def test_a_pool_without_a_finite_sample_says_so(texts: Conditions) -> None:
+    pool = VisitPool(2, rows=8)
+    pool.add(0, torch.full((2, 1, 1, 1, 1), torch.inf), texts(2))
+    with pytest.raises(UserError, match="every sample of the student is non-finite"):
+        pool.draw(1, generator(0))

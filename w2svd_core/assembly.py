@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import shutil
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from .data.codec import Codec, load_portrait_codec
 from .data.latents import LatentSet, Progress, load_latents
 from .data.prompts import HashedWords, PromptEncoder
 from .distillation import Distillation
+from .errors import UserError
 from .files import dtype_named
 from .learner import Learner, lr_schedule
 from .pretraining import FlowMatching
@@ -52,23 +55,30 @@ def bundled_encoders() -> Encoders:
     return Encoders(load_portrait_codec(BUNDLED_CODEC), HashedWords())
 
 
-def load_base(settings: Model, prompts: PromptEncoder, seed: int) -> tuple[Backbone, torch.nn.Module]:
-    """The family and its model: from `model.path`, or with random weights."""
+def load_base(settings: Model, encoders: Encoders, seed: int) -> tuple[Backbone, torch.nn.Module]:
+    """The family and its model: from `model.path`, or with random weights.
+
+    Raises:
+        UserError: the model is not there, broken, or takes other latents or conditions than the encoders make.
+    """
     family = backbone(settings.family)
     if settings.init == "random":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            sizes = Architecture(settings.heads, settings.head_dim, settings.ffn_dim, settings.layers, prompts.width)
+            width = encoders.prompts.width
+            sizes = Architecture(settings.heads, settings.head_dim, settings.ffn_dim, settings.layers, width)
             return family, family.build(sizes)
     path = BUNDLED_TEACHER if settings.path == "bundled" else Path(settings.path)
-    return family, family.load(path, dtype_named(settings.precision)).eval()
+    model = family.load(path, dtype_named(settings.precision)).eval()
+    family.check_fit(model, encoders.codec.geometry, encoders.prompts.encode([""]))
+    return family, model
 
 
-def shared_model(recipe: Recipe, prompts: PromptEncoder, device: torch.device) -> SharedModel:
+def shared_model(recipe: Recipe, encoders: Encoders, device: torch.device) -> SharedModel:
     """The base with the adapters that the recipe asks for."""
-    family, base = load_base(recipe.model, prompts, recipe.seed)
+    family, base = load_base(recipe.model, encoders, recipe.seed)
     distils = recipe.method == "distribution_matching"
-    return SharedModel(
+    model = SharedModel(
         family,
         base.to(device),
         critic_rank=recipe.critic.rank if distils else 0,
@@ -78,6 +88,16 @@ def shared_model(recipe: Recipe, prompts: PromptEncoder, device: torch.device) -
         checkpointing=recipe.model.gradient_checkpointing,
         seed=recipe.seed,
     )
+    if recipe.model.compile and model.copy is not None:
+        _compile(family.blocks(model.copy))
+    return model
+
+
+def _compile(blocks: Iterable[torch.nn.Module]) -> None:
+    if not any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++", "cl")):
+        raise UserError("model.compile needs a C++ compiler, and none was found; install g++ or set it to false")
+    for block in blocks:
+        block.compile()
 
 
 def assemble(recipe: Recipe, accelerator: Any, progress: Progress) -> Job:
@@ -89,7 +109,7 @@ def assemble(recipe: Recipe, accelerator: Any, progress: Progress) -> Job:
     """
     encoders = bundled_encoders()
     data = load_latents(recipe.data, encoders.codec, encoders.prompts, progress)
-    model = shared_model(recipe, encoders.prompts, accelerator.device)
+    model = shared_model(recipe, encoders, accelerator.device)
     reduce = (lambda grad: accelerator.reduce(grad, "mean")) if accelerator.num_processes > 1 else None
     rank = accelerator.process_index
     student = _learner(recipe, model, GENERATOR, recipe.student, recipe.train.steps, recipe.student.ema, reduce)
@@ -119,4 +139,5 @@ def _learner(
         max_nonfinite=t.max_nonfinite,
         ema=ema,
         reduce=reduce,
+        scale_loss=recipe.model.precision == "fp16",
     )

@@ -41,6 +41,7 @@ __all__ = [
     "recipe_names",
     "recipe_to_yaml",
     "settings_help",
+    "settings_of",
 ]
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -99,6 +100,21 @@ def recipe_to_yaml(recipe: Recipe) -> str:
     """The recipe with every setting written out; `load_recipe` reads it back to an equal one."""
     text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
     return "# Every setting of this recipe, resolved.\n" + text
+
+
+def settings_of(text: str) -> dict[str, object]:
+    """The values by key that a recipe's YAML text sets, unchecked; nothing for a text that is no YAML mapping."""
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return {}
+    found: dict[str, object] = {}
+    for key, value in tree.items() if isinstance(tree, dict) else ():
+        if isinstance(value, dict):
+            found |= {f"{key}.{name}": inner for name, inner in value.items()}
+        else:
+            found[str(key)] = value
+    return found
 
 
 # ---- reading files

@@ -16,7 +16,7 @@ from .condition import Condition
 from .data.latents import LatentSet
 from .flow import score_times
 from .learner import Learner
-from .objectives.distribution_matching import matching_gradient, matching_loss, watch
+from .objectives.distribution_matching import matching_gradient, matching_loss, relative_diversity, watch
 from .objectives.flow_matching import denoising_loss
 from .objectives.ground_truth import ground_truth_gradient
 from .randomness import generator, shuffled_rows
@@ -36,6 +36,13 @@ class Distillation:
         student, critic: the two learners.
         rank: number of this process; draws of samples differ between processes, exit steps do not.
     """
+
+    shown: Mapping[str, str] = {
+        "student/loss": "student",
+        "critic/loss": "critic",
+        "score/gap": "gap",
+        "student/motion": "motion",
+    }
 
     def __init__(
         self,
@@ -66,7 +73,7 @@ class Distillation:
             x0, logs = self._update_student(rollout, index)
         else:
             x0, logs = self._student_x0(rollout), {}
-        self._remember(rollout, x0)
+        logs["rollout/nonfinite"] = float(self._remember(rollout, x0))
         for k in range(self.recipe.critic.updates):
             logs |= self._update_critic(*self._critic_samples(index, k, rollout, x0), index, k)
         return logs
@@ -77,13 +84,17 @@ class Distillation:
     def _noise(self, like: Tensor, index: int, *purpose: int | str) -> Tensor:
         return torch.randn(like.shape, generator=self._rng(index, *purpose)).to(self.model.device)
 
-    def _rollout(self, index: int, draw: int) -> Rollout:
-        """The `draw`-th rollout of a round."""
+    def _batch(self, index: int, draw: int) -> tuple[Tensor, Condition]:
+        """Clips and conditions of the `draw`-th rollout of a round."""
         batch = self.recipe.train.batch
         draws = 1 + self.recipe.critic.updates if self.recipe.rollout.reuse == "fresh" else 1
         place = (index * draws + draw) * batch
         rows = shuffled_rows(len(self.data), place, batch, self.recipe.seed + 7919 * self.rank)
-        latents, condition = self.data.batch(rows, self.model.device)
+        return self.data.batch(rows, self.model.device)
+
+    def _rollout(self, index: int, draw: int) -> Rollout:
+        """The `draw`-th rollout of a round."""
+        latents, condition = self._batch(index, draw)
         step = draw_exit(len(self.sigmas) - 1, generator(self.recipe.seed, index, draw, "exit"))
         if self.recipe.rollout.source == "noised_data":
             noise = self._noise(latents, index, draw, "rollout", 0)
@@ -115,6 +126,9 @@ class Distillation:
         logs = self.student.update(matching_loss(x0, gradient))
         gap = watch(x0, fake, real)
         found = x0.detach()
+        diversity = relative_diversity(found, self._batch(index, 0)[0])
+        if diversity is not None:
+            logs["student/diversity"] = diversity
         return found, logs | {
             "score/cosine": gap.cosine,
             "score/gap": gap.relative,
@@ -150,11 +164,13 @@ class Distillation:
             fake, real, *uncond = [self.model.predict_x0(q.role, q.x_t, q.sigma, q.condition) for q in queries]
         return fake, guide(real, uncond[0], m.guidance_scale) if uncond else real
 
-    def _remember(self, rollout: Rollout, x0: Tensor) -> None:
-        if self.recipe.rollout.reuse == "visited":
-            first = rollout.step - len(rollout.visited)  # noised data visit their exit step alone
-            for step, visited in enumerate((*rollout.visited, x0), start=first):
-                self.pool.add(step, visited, rollout.condition)
+    def _remember(self, rollout: Rollout, x0: Tensor) -> int:
+        """Put what the rollout visited into the pool; returns how many samples were not finite and stayed out."""
+        if self.recipe.rollout.reuse != "visited":
+            return 0
+        first = rollout.step - len(rollout.visited)  # noised data visit their exit step alone
+        visits = enumerate((*rollout.visited, x0), start=first)
+        return sum(self.pool.add(step, visited, rollout.condition) for step, visited in visits)
 
     def _critic_samples(self, index: int, k: int, rollout: Rollout, x0: Tensor) -> tuple[Tensor, Condition]:
         match self.recipe.rollout.reuse:

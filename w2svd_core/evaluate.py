@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from .loading import Loaded
 
 SEARCHED_SHIFTS = (1.0, 3.0, 5.0)
-SEARCHED_GUIDANCE = (1.0, 1.5, 2.5)
-ALIKE = ("method", "data.frames", "data.height", "data.width", "data.fps", "evaluate.seed")
+SEARCHED_GUIDANCE = (1.5, 2.5, 3.5)
+ALIKE = ("method", "data.folder", "data.frames", "data.height", "data.width", "data.fps", "evaluate.seed")
 
 
 def parser() -> Parser:
@@ -32,13 +32,14 @@ def parser() -> Parser:
     door = Parser(
         prog="python -m w2svd_core.evaluate",
         description="One table for several runs: data and codec once, each teacher once, the student of each "
-        "run; the same captions, seeds and number of clips for all. Settings given here go over every run's.",
+        "run; the same captions, seeds and number of clips for all. With clips of your own the captions are theirs, "
+        "and there is no Fréchet distance. Settings given here go over every run's.",
     )
     door.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run folder")
-    door.add_argument("--clips", default="512", help="clips for each row; default 512")
+    door.add_argument("--clips", default="512", help="clips for each row of a model; default 512")
     out = "table to write, with a .json beside it; default table.md"
     door.add_argument("--out", type=Path, default=Path("table.md"), help=out)
-    search = "the few-step Euler row takes its best of three shifts (1, 3, 5) and guidances (1, 1.5, 2.5)"
+    search = "the few-step Euler row takes its best of three shifts (1, 3, 5) and guidances (1.5, 2.5, 3.5)"
     door.add_argument("--euler-search", action="store_true", help=search)
     add_arguments(door)
     return door
@@ -50,20 +51,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.out.suffix != ".md":
         raise UserError(f"--out {args.out} must end in .md; the numbers go to a .json beside it")
     recipes = recipes_of(args.runs, {**given, "evaluate.clips": args.clips})
+    first = next(iter(recipes.values()))
+    if args.euler_search and first.data.folder != "portraits":
+        raise UserError(
+            f"--euler-search needs the Fréchet distance, which clips of your own ({first.data.folder}) do not have; "
+            "leave it out"
+        )
     from .files import write_text
-    from .tables import markdown_table, plain
+    from .tables import about_clips, markdown_table, plain
 
     table = measure_runs(recipes, args.euler_search)
-    settings = next(iter(recipes.values())).evaluate
+    settings = first.evaluate
     numbers = {
         "clips": settings.clips,
+        "data": {"folder": first.data.folder, "clips": table.floors[0].clips},
         "seed": settings.seed,
         "runs": [str(path) for path in recipes],
         "rows": [plain(row) for row in table.rows],
         "euler_search": table.searched,
     }
     text = markdown_table(table.rows)
-    about = f"{settings.clips} clips in each row; all models with the same captions and seeds."
+    about = about_clips(table.rows, first.data.folder)
     beside = args.out.with_suffix(".json")
     print(text)  # before it is written: hours of sampling are not lost to a full disk
     write_text(args.out, f"{text}\n\n{about}\n")
@@ -76,7 +84,7 @@ def recipes_of(runs: Sequence[Path], settings: Mapping[str, str]) -> dict[Path, 
     """The recipes of runs that fit into one table.
 
     Raises:
-        UserError: not a run, a run twice, or runs of another method, geometry or evaluation seed.
+        UserError: not a run, a run twice, or runs of another method, folder, geometry or evaluation seed.
     """
     from .run import RunFolder
 
@@ -147,7 +155,7 @@ def measure_runs(recipes: Mapping[Path, Recipe], euler_search: bool) -> Table:
     bench = Bench(encoders, held_out(first, encoders, Bars()), Bars(), euler_search)
     table = Table()
     with tempfile.TemporaryDirectory() as folder:
-        table.floors = [data_row(first, bench.test), codec_row(first, encoders, bench.test, Path(folder))]
+        table.floors = [data_row(bench.test), codec_row(first, encoders, bench.test, Path(folder))]
     for path, recipe in recipes.items():
         add_run(table, bench, recipe, path, load_run(recipe, encoders, path))
     return table

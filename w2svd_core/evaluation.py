@@ -1,4 +1,9 @@
-"""The table: data, teacher and student, measured on the same held-out captions and seeds with as many clips."""
+"""The table: data, teacher and student, the models measured on the same captions and seeds with as many clips.
+
+Captions and data are held-out portraits, or the user's own clips where the recipe names a folder of them. The user's
+clips are those of the training, and the networks behind the Fréchet distances know nothing but portraits: such a table
+has fewer numbers, and nothing in it is held out.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +17,10 @@ import torch
 
 from .assembly import Encoders
 from .condition import Condition
+from .data.clips import list_clips
 from .data.codec import Video, decode_pixels, to_unit
 from .data.portraits import caption, portrait_from_seed, render
+from .data.video import read_video, write_video
 from .errors import UserError
 from .flow import sigma_list
 from .generation import Way, generate
@@ -37,6 +44,8 @@ class Row:
         steps: model steps of a clip; None for data.
         guided: whether each step costs two model calls.
         values: numbers by metric.
+        clips: how many were measured.
+        captions: of the shown clips.
         shown: the first clips, `n f h w 3`.
     """
 
@@ -44,6 +53,8 @@ class Row:
     steps: int | None
     guided: bool
     values: dict[str, float]
+    clips: int
+    captions: tuple[str, ...]
     shown: Video = field(repr=False)
 
 
@@ -52,12 +63,13 @@ class HeldOut:
     """What every row of a table is measured with.
 
     Attributes:
-        captions: one for each clip; runs of SEEDS_PER_CAPTION are alike.
-        seeds: noise seed of each clip.
+        captions: one for each clip of a model; runs of SEEDS_PER_CAPTION are alike.
+        seeds: noise seed of each clip of a model.
         condition, null: the captions' and the empty prompt's embeddings.
         shape: (c, f, h, w) of a latent.
-        reference: statistics of data clips.
-        data: clips of the captions' own portraits, `n f h w 3`.
+        reference: statistics of other portraits; None with the user's own clips.
+        data: clips to compare with, `n f h w 3`; not always as many as a model's.
+        data_captions: one for each of them; a model's captions are the first of these.
     """
 
     captions: tuple[str, ...]
@@ -65,8 +77,9 @@ class HeldOut:
     condition: Condition
     null: Condition
     shape: tuple[int, int, int, int]
-    reference: Reference
+    reference: Reference | None
     data: Video = field(repr=False)
+    data_captions: tuple[str, ...]
 
 
 def render_many(seeds: Sequence[int], recipe: Recipe, progress: Progress, what: str) -> Video:
@@ -80,45 +93,56 @@ def render_many(seeds: Sequence[int], recipe: Recipe, progress: Progress, what: 
 
 
 def held_out(recipe: Recipe, encoders: Encoders, progress: Progress) -> HeldOut:
-    """Captions, seeds and reference from held-out portraits, the same for every run of equal `evaluate` settings.
+    """What a table is measured with, the same for every run of equal `data` and `evaluate` settings.
 
     Raises:
-        UserError: fewer clips than a Fréchet distance needs.
+        UserError: fewer clips than a Fréchet distance needs, or a folder or clip that does not serve.
     """
-    count, first = recipe.evaluate.clips, recipe.evaluate.seed
+    d, count = recipe.data, recipe.evaluate.clips
     if count < MINIMUM_CLIPS or count % SEEDS_PER_CAPTION:
         least = math.ceil(MINIMUM_CLIPS / SEEDS_PER_CAPTION) * SEEDS_PER_CAPTION
         raise UserError(f"evaluate.clips is {count}, but the table needs an even number from {least} up; or 0 for none")
-    portraits = [first + i for i in range(count)]
-    data = render_many(portraits, recipe, progress, "drawing held-out portraits")
-    other = render_many([s + REFERENCE_OFFSET for s in portraits], recipe, progress, "drawing the reference")
-    captions = [caption(portrait_from_seed(first + i // SEEDS_PER_CAPTION)) for i in range(count)]
+    data, own, reference = (held_out_portraits if d.folder == "portraits" else own_clips)(recipe, progress)
+    captions = [own[i // SEEDS_PER_CAPTION % len(own)] for i in range(count)]
     return HeldOut(
-        tuple(captions),
-        tuple(portraits),
-        Condition({"text": encoders.prompts.encode(captions)}),
-        Condition({"text": encoders.prompts.encode([""])}),
-        encoders.codec.geometry.latent_shape(recipe.data.frames, recipe.data.height, recipe.data.width),
-        Reference.of(other),
-        data,
+        captions=tuple(captions),
+        seeds=tuple(recipe.evaluate.seed + i for i in range(count)),
+        condition=encoders.prompts.encode(captions),
+        null=encoders.prompts.encode([""]),
+        shape=encoders.codec.geometry.latent_shape(d.frames, d.height, d.width),
+        reference=reference,
+        data=data,
+        data_captions=tuple(own),
     )
 
 
-def own_captions(test: HeldOut, first: int) -> list[str]:
-    """The captions of the data row: each portrait's own."""
-    return [caption(portrait_from_seed(first + i)) for i in range(len(test.data))]
+def held_out_portraits(recipe: Recipe, progress: Progress) -> tuple[Video, list[str], Reference]:
+    """Portraits that no training saw, their captions, and the statistics of as many others."""
+    first, count = recipe.evaluate.seed, recipe.evaluate.clips
+    seeds = range(first, first + count)
+    data = render_many(seeds, recipe, progress, "drawing held-out portraits")
+    other = render_many([seed + REFERENCE_OFFSET for seed in seeds], recipe, progress, "drawing the reference")
+    return data, [caption(portrait_from_seed(seed)) for seed in seeds], Reference.of(other)
 
 
-def data_row(recipe: Recipe, test: HeldOut) -> Row:
-    """First floor: data against other data."""
-    values = measure(test.data, own_captions(test, recipe.evaluate.seed), test.reference, 1)
-    return Row("data", None, False, values, test.data[:SHOWN])
+def own_clips(recipe: Recipe, progress: Progress) -> tuple[Video, list[str], None]:
+    """The first clips of the user's folder, at most `evaluate.clips`, and their captions."""
+    d = recipe.data
+    clips = list_clips(Path(d.folder))[: recipe.evaluate.clips]
+    videos = []
+    for clip in clips:
+        videos.append(read_video(clip.path, d.frames, d.height, d.width, d.fps))
+        progress("reading your clips", len(videos), len(clips))
+    return np.stack(videos), [clip.caption for clip in clips], None
+
+
+def data_row(test: HeldOut) -> Row:
+    """First floor: the data themselves; portraits are measured against other portraits."""
+    return _floor("data", test.data, test)
 
 
 def codec_row(recipe: Recipe, encoders: Encoders, test: HeldOut, folder: Path) -> Row:
     """Second floor: data that went through mp4 and the codec, which is the best that a model here can draw."""
-    from .data.video import read_video, write_video
-
     d = recipe.data
     path = folder / "through-mp4.mp4"
     parts = []
@@ -128,9 +152,12 @@ def codec_row(recipe: Recipe, encoders: Encoders, test: HeldOut, folder: Path) -
         with torch.no_grad():
             parts.append(encoders.codec.encode(to_unit(again[None])))
     path.unlink()
-    clips = decode_pixels(encoders.codec, torch.cat(parts))
-    values = measure(clips, own_captions(test, recipe.evaluate.seed), test.reference, 1)
-    return Row("data through mp4 and codec", None, False, values, clips[:SHOWN])
+    return _floor("data through mp4 and codec", decode_pixels(encoders.codec, torch.cat(parts)), test)
+
+
+def _floor(name: str, clips: Video, test: HeldOut) -> Row:
+    values = measure(clips, test.data_captions, test.reference, 1)
+    return Row(name, None, False, values, len(clips), test.data_captions[:SHOWN], clips[:SHOWN])
 
 
 def model_row(
@@ -148,9 +175,10 @@ def model_row(
         progress=lambda done, count: progress(f"sampling {name}", done, count),
     )  # fmt: skip
     clips = decode_pixels(encoders.codec, latents)
-    values = measure(clips, list(test.captions), test.reference, SEEDS_PER_CAPTION)
-    shown = clips[: SHOWN * SEEDS_PER_CAPTION : SEEDS_PER_CAPTION]  # the first captions, a clip of each
-    return Row(name, way.steps, way.guidance_scale != 1.0, values, shown)
+    values = measure(clips, test.captions, test.reference, SEEDS_PER_CAPTION)
+    count = min(SHOWN, len(test.data))
+    first = slice(0, count * SEEDS_PER_CAPTION, SEEDS_PER_CAPTION)  # a clip of each caption that data are shown of
+    return Row(name, way.steps, way.guidance_scale != 1.0, values, len(clips), test.captions[first], clips[first])
 
 
 def teacher_way(recipe: Recipe) -> Way:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -48,8 +49,43 @@ def atomic_write(path: Path, durable: bool = False) -> Iterator[Path]:
             temporary.unlink()
 
 
-def _cannot_write(path: Path, error: OSError) -> str:
-    reason = error.strerror or str(error)
+@contextlib.contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Give an empty folder beside `path`; on success it takes the place of `path`, on failure it is removed.
+
+    A crash between the two renames leaves the older folder under its hidden name; the next call puts it back.
+
+    Raises:
+        UserError: the disk is full, or the folder can't be written; what was at `path` is still there.
+    """
+    from safetensors import SafetensorError
+
+    fresh, older = path.with_name(f".{path.name}.new"), path.with_name(f".{path.name}.old")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if older.exists() and not path.exists():
+            older.rename(path)
+        for left in filter(Path.exists, (fresh, older)):
+            shutil.rmtree(left)
+        fresh.mkdir()
+        yield fresh
+        for file in filter(Path.is_file, fresh.rglob("*")):
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())
+        if path.exists():
+            path.rename(older)
+        fresh.rename(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(_cannot_write(path, error)) from error
+    finally:
+        if older.exists() and not path.exists():
+            older.rename(path)
+        for left in (fresh, older):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _cannot_write(path: Path, error: Exception) -> str:
+    reason = getattr(error, "strerror", None) or str(error)
     return f"cannot write {path}: {reason}; free some space or choose another folder, nothing before it was lost"
 
 

@@ -8,10 +8,7 @@ Sigma is the noise level in [0, 1]: 1 is pure noise, 0 is data.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Literal, Protocol
 
 import torch
@@ -128,15 +125,6 @@ def sigma_list(steps: int, shift: float = 1.0) -> tuple[float, ...]:
     """
     even = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
     return tuple(shift_sigma(even, shift).tolist())
-
-
-def check_sigmas(sigmas: Sequence[float]) -> None:
-    """Raise ValueError unless the list is finite, strictly descending, within [0, 1] and ends in 0."""
-    levels = list(sigmas)
-    if len(levels) < 2 or not all(math.isfinite(s) for s in levels) or levels[-1] != 0 or levels[0] > 1:
-        raise ValueError("sigmas are at least two finite numbers from at most 1 down to 0")
-    if any(high <= low for high, low in pairwise(levels)):
-        raise ValueError("sigmas must fall from step to step")
 
 
 def score_times(

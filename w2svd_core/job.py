@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from .assembly import Job, assemble
+from .config import recipe_to_yaml
 from .data.codec import decode_pixels
 from .data.video import write_video
 from .errors import UserError
@@ -44,39 +47,55 @@ class Bars:
             self._what = ""
 
 
-def accelerator_for(recipe: Recipe, run: RunFolder) -> Any:
-    """accelerate's Accelerator with the recipe's tracker."""
+def accelerator_for(recipe: Recipe, folder: Path) -> Any:
+    """accelerate's Accelerator with the recipe's tracker, which `start_tracker` starts."""
     from accelerate import Accelerator
     from accelerate.utils import ProjectConfiguration
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("several processes in one run are not supported yet; start the training with plain python")
     tracker = recipe.train.tracker
-    try:
-        accelerator = Accelerator(
+    with _tracker_faults(tracker):
+        return Accelerator(
             log_with=None if tracker == "none" else tracker,
-            project_config=ProjectConfiguration(project_dir=str(run.path), logging_dir=str(run.path)),
+            project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder)),
         )
+
+
+def start_tracker(accelerator: Any, recipe: Recipe) -> None:
+    """Let the recipe's tracker open its files."""
+    tracker = recipe.train.tracker
+    with _tracker_faults(tracker):
         if tracker != "none":
             accelerator.init_trackers("tensorboard" if tracker == "tensorboard" else "w2svd")
-    except (ImportError, ValueError) as error:
+
+
+@contextlib.contextmanager
+def _tracker_faults(tracker: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # each tracker has its own: not installed, no account, no network, no disk
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
-            f"train.tracker {tracker} can't be used ({error}); install it, or set train.tracker none"
+            f"train.tracker {tracker} can't be used ({reason}); mend that, or set train.tracker none"
         ) from error
-    return accelerator
 
 
-def carry_out(recipe: Recipe, run: RunFolder) -> int:
-    """Do a run, or what is left of it; returns the exit code.
+def carry_out(recipe: Recipe, folder: Path) -> int:
+    """Do a run, or what is left of it, in a folder; returns the exit code.
 
     Raises:
         UserError: something in the recipe, the data or the disk does not serve.
     """
-    accelerator = accelerator_for(recipe, run)
+    accelerator = accelerator_for(recipe, folder)
     bars = Bars(quiet=not accelerator.is_main_process)
     job = assemble(recipe, accelerator, bars)
     before = base_hash(job.model.base_state())
+    run = RunFolder.open(folder) if RunFolder.is_one(folder) else RunFolder.create(recipe, folder)
+    recipe = run.recipe()
+    run.made_of = {"recipe": recipe_to_yaml(recipe), "base": before, "data": job.data.fingerprint()}
     start, tensors = run.latest_checkpoint()
+    start_tracker(accelerator, recipe)
     if tensors:
         job.program.load_tensors(tensors)
         print(f"going on after step {start} of {job.program.rounds}", file=sys.stderr)
@@ -90,12 +109,20 @@ def carry_out(recipe: Recipe, run: RunFolder) -> int:
         print(f"\nstopped after step {stopped.index}, everything is saved; go on with --resume {run.path}")
         return 130
     finally:
-        accelerator.end_training()
+        end_tracker(accelerator)
     if base_hash(job.model.base_state()) != before:
         raise UserError(f"the frozen base changed during the run {run.path}; please report this, it must never happen")
     if accelerator.is_main_process:
         finish(recipe, run, job, bars)
     return 0
+
+
+def end_tracker(accelerator: Any) -> None:
+    """Close the tracker; its own trouble (a full disk, say) must not hide how the training ended."""
+    try:
+        accelerator.end_training()
+    except Exception as error:
+        print(f"warning: the tracker could not be closed ({error})", file=sys.stderr)
 
 
 def preview(recipe: Recipe, run: RunFolder, job: Job, step: int) -> None:
@@ -123,7 +150,7 @@ def finish(recipe: Recipe, run: RunFolder, job: Job, bars: Bars) -> None:
 def evaluate_job(recipe: Recipe, job: Job, folder: Path, bars: Bars) -> list[Row]:
     """The rows of a run's own table."""
     test = held_out(recipe, job.encoders, bars)
-    rows = [data_row(recipe, test), codec_row(recipe, job.encoders, test, folder)]
+    rows = [data_row(test), codec_row(recipe, job.encoders, test, folder)]
     with swapped_in(job.student.learned(), job.model):
         for name, way in ways_of(recipe):
             rows.append(model_row(name, job.model, way, recipe, job.encoders, test, bars))

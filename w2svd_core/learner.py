@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .errors import UserError
 
+FIRST_SCALE = 2.0**12  # of the loss in float16
 Schedule = Callable[[int], float]  # update -> factor on the learning rate
 
 
@@ -38,6 +39,8 @@ class Learner:
         max_nonfinite: so many non-finite updates in a row end the run.
         ema: decay of the moving average; 0 keeps none.
         reduce: averages a gradient over the processes of the run.
+        scale_loss: scale the loss up before the backward pass, as float16 activations need it; the scale halves after
+            an overflow and doubles after 2000 sound updates.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class Learner:
         max_nonfinite: int,
         ema: float = 0.0,
         reduce: Callable[[Tensor], Tensor] | None = None,
+        scale_loss: bool = False,
     ) -> None:
         self.name = name
         self.parameters = dict(parameters)
@@ -65,6 +69,8 @@ class Learner:
         self.ema_decay = ema
         self.average = {n: p.detach().clone() for n, p in self.parameters.items()} if ema else {}
         self.reduce = reduce
+        kind = next(iter(self.parameters.values())).device.type
+        self.scaler = torch.amp.GradScaler(kind, init_scale=FIRST_SCALE, enabled=scale_loss)
         self.updates = 0
         self.nonfinite_in_a_row = 0
 
@@ -77,16 +83,18 @@ class Learner:
         Raises:
             UserError: `max_nonfinite` updates in a row were skipped.
         """
-        loss.backward()
+        torch.autograd.backward(self.scaler.scale(loss))
         weights = list(self.parameters.values())
         if self.reduce is not None:
             for weight in weights:
                 if weight.grad is not None:
                     weight.grad = self.reduce(weight.grad)
+        self.scaler.unscale_(self.adam)
         norm = torch.nn.utils.get_total_norm([w.grad for w in weights if w.grad is not None])
         sound = bool(torch.isfinite(norm)) and bool(torch.isfinite(loss))
         if sound:
             self._step(weights, norm)
+        self.scaler.update()
         self.adam.zero_grad(set_to_none=True)
         self._count(sound)
         return {
@@ -126,6 +134,9 @@ class Learner:
         for name, parameter in self.parameters.items():
             state = self.adam.state.get(parameter, {})
             out |= {f"adam/{key}/{name}": torch.as_tensor(value) for key, value in state.items()}
+        if self.scaler.is_enabled():
+            scaler = self.scaler.state_dict()
+            out["scale"] = torch.tensor([scaler["scale"], scaler["_growth_tracker"]], dtype=torch.float64)
         out["count"] = torch.tensor([self.updates, self.nonfinite_in_a_row])
         return out
 
@@ -144,4 +155,7 @@ class Learner:
                     self.adam.state[parameter] = moved
             for name, mean in self.average.items():
                 mean.copy_(tensors[f"average/{name}"])
+        if self.scaler.is_enabled():
+            scale, sound = tensors["scale"].tolist()
+            self.scaler.load_state_dict({**self.scaler.state_dict(), "scale": scale, "_growth_tracker": int(sound)})
         self.updates, self.nonfinite_in_a_row = (int(n) for n in tensors["count"])

@@ -65,7 +65,7 @@ def load_adapter(recipe: Recipe, encoders: Encoders, path: Path) -> Loaded:
 
     pairs, metadata = read_lora(path, backbone(recipe.model.family).keys)
     loaded = _with_adapter(recipe, encoders, max(pair.rank for pair in pairs.values()))
-    check_base(metadata, loaded.base, path)
+    check_base(metadata, loaded.base, path, recipe.model.precision)
     _fill(loaded.model, pairs, path)
     return Loaded(loaded.model, metadata, loaded.base)
 
@@ -76,10 +76,10 @@ def load_full(recipe: Recipe, encoders: Encoders, path: Path) -> Loaded:
     Raises:
         UserError: broken, or made from another base.
     """
-    family, base = load_base(recipe.model, encoders.prompts, recipe.seed)
+    family, base = load_base(recipe.model, encoders, recipe.seed)
     metadata = LoraMetadata.from_strings(read_safetensors(path)[1], path)
     own = base_hash(base)
-    check_base(metadata, own, path)
+    check_base(metadata, own, path, recipe.model.precision)
     model = SharedModel(family, base.to(device()), critic_rank=0, student_rank=0)
     assert model.copy is not None
     model.copy.load_state_dict(family.load(path, dtype_named(recipe.model.precision)).state_dict())
@@ -87,7 +87,7 @@ def load_full(recipe: Recipe, encoders: Encoders, path: Path) -> Loaded:
 
 
 def _with_adapter(recipe: Recipe, encoders: Encoders, rank: int) -> Loaded:
-    family, base = load_base(recipe.model, encoders.prompts, recipe.seed)
+    family, base = load_base(recipe.model, encoders, recipe.seed)
     own = base_hash(base)
     return Loaded(SharedModel(family, base.to(device()), critic_rank=0, student_rank=rank), None, own)
 

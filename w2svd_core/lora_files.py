@@ -13,11 +13,12 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from .backbones.base import KeyMap
 from .errors import UserError
 from .files import read_safetensors, write_safetensors
 from .hashing import tensors_hash
@@ -29,18 +30,6 @@ _DIFFUSERS_METADATA = "lora_adapter_metadata"  # the name that diffusers gave to
 _PREFIXES = ("model.diffusion_model.", "diffusion_model.", "transformer.")
 _KEY = re.compile(r"(?P<module>.+)\.(?:(?P<side>lora_down|lora_up|lora_A|lora_B)(?:\.[^.]+)?\.weight|(?P<alpha>alpha))")
 _LORA_PARTS = {"lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector"}
-
-
-class KeyMap(Protocol):
-    """Names of one model family's modules; an unknown name raises `UserError`."""
-
-    def native_module(self, name: str, /) -> str: ...
-
-    def diffusers_module(self, name: str, /) -> str: ...
-
-    def native_alpha(self, name: str, /) -> bool:
-        """Whether readers of native files honour `.alpha` beside this diffusers module."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -261,15 +250,24 @@ def base_hash(state: Mapping[str, Tensor] | nn.Module) -> str:
     return tensors_hash(plain)
 
 
-def check_base(metadata: LoraMetadata | None, expected_hash: str, path: Path | str) -> bool:
+def check_base(metadata: LoraMetadata | None, expected_hash: str, path: Path | str, precision: str = "") -> bool:
     """Compare a LoRA with the base at hand; False when the file does not say what base it is for.
 
+    Args:
+        precision: number format of the base at hand, "" where it is not known.
+
     Raises:
-        UserError: it was made for another base.
+        UserError: it was made for another base, or for this one in another precision.
     """
     if metadata is None or not metadata.base_hash:
         return False
     if metadata.base_hash != expected_hash:
+        trained = metadata.base_precision
+        if trained and precision and trained != precision:
+            raise UserError(
+                f"{path} was trained on a base in {trained} and this one is in {precision}, so they can't be compared; "
+                f"load the model that it was trained on with --model.precision {trained}"
+            )
         raise UserError(
             f"{path} was trained for another base ({metadata.base_class} {metadata.base_hash[:12]}, this one "
             f"is {expected_hash[:12]}); load the model that it was trained on"

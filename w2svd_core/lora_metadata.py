@@ -6,11 +6,11 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from .errors import UserError
+from .sigmas import check_sigmas
 
 SAMPLERS = ("renoise", "euler")
 METADATA_KEY = "w2svd"
@@ -36,9 +36,10 @@ class Schedule:
     note: str = ""
 
     def __post_init__(self) -> None:
-        s = self.sigmas
-        if len(s) < 2 or s[-1] != 0 or s[0] > 1 or any(not a > b for a, b in pairwise(s)):
-            raise UserError(f"sigmas {list(s)} must fall from at most 1 to a last 0")
+        try:
+            check_sigmas(self.sigmas)
+        except ValueError as error:
+            raise UserError(str(error)) from error
         if self.sampler not in SAMPLERS:
             raise UserError(f"sampler {self.sampler!r} is unknown; use one of {', '.join(SAMPLERS)}")
         if self.shift is not None and not (math.isfinite(self.shift) and self.shift > 0):
@@ -58,7 +59,8 @@ class LoraMetadata:
     Attributes:
         method: the objective, for example "w2s" or "dmd".
         schedules: validated schedules; the first is the default.
-        base_class: class of the base model; base_hash: `base_hash` of the weights that it was trained on.
+        base_class: class of the base model; base_hash: `base_hash` of the weights that it was trained on;
+            base_precision: their number format ("bf16"), which is part of the hash; "" in older files.
         alpha_weak: scale of the fake adapter in the real score; None where the method has none.
         teacher_guidance: guidance of the real score; None where there was none to set.
         version: of the program that wrote it; recipe: name of the recipe.
@@ -73,6 +75,7 @@ class LoraMetadata:
     version: str = ""
     recipe: str = ""
     note: str = ""
+    base_precision: str = ""
 
     def __post_init__(self) -> None:
         if not self.schedules:
@@ -94,6 +97,7 @@ class LoraMetadata:
             "guidance_scale": first.guidance_scale,
             "base_class": self.base_class,
             "base_hash": self.base_hash,
+            "base_precision": self.base_precision,
             "version": self.version,
             "recipe": self.recipe,
         }

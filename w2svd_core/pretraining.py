@@ -19,6 +19,8 @@ from .settings import Recipe
 class FlowMatching:
     """Trains the generator role of a model on clips (arXiv 2210.02747), leaving out some captions for guidance."""
 
+    shown: Mapping[str, str] = {"student/loss": "loss"}
+
     def __init__(self, recipe: Recipe, model: SharedModel, data: LatentSet, student: Learner, rank: int = 0) -> None:
         self.recipe, self.model, self.data, self.student, self.rank = recipe, model, data, student, rank
         self.null = data.null.to(model.device)

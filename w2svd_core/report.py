@@ -16,7 +16,7 @@ from .pictures import contact_sheet, side_by_side
 from .plots import write_plots
 from .run import RunFolder
 from .settings import Recipe
-from .tables import findings, markdown_table
+from .tables import about_clips, findings, markdown_table
 
 LOOPS = 3  # times that a clip is played in the side-by-side video
 SAMPLER_IN_COMFYUI = {"renoise": "lcm", "euler": "euler"}
@@ -24,7 +24,7 @@ PLOT_WORDS = {
     "losses": "Losses",
     "scores": "Direction and size of the difference between the two scores",
     "gradients": "Gradient norms",
-    "student": "Motion and spread of the student's samples while it learns",
+    "student": "Motion, spread and diversity of the student's samples while it learns",
     "evaluation": "The table's rows side by side",
 }
 
@@ -54,13 +54,6 @@ def write_report(run: RunFolder, recipe: Recipe, rows: Sequence[Row], files: Seq
     return report
 
 
-def shown_captions(recipe: Recipe, count: int) -> list[str]:
-    """The captions of the first clips that an evaluation shows."""
-    from .data.portraits import caption, portrait_from_seed
-
-    return [caption(portrait_from_seed(recipe.evaluate.seed + i)) for i in range(count)]
-
-
 def compared(rows: Sequence[Row]) -> list[Row]:
     """The columns of a comparison: data, then every model; data through the codec look like data."""
     return [rows[0], *[row for row in rows[1:] if row.steps is not None]]
@@ -74,7 +67,7 @@ def write_samples(folder: Path, recipe: Recipe, rows: Sequence[Row]) -> None:
         for index, clip in enumerate(row.shown):
             write_video(folder / f"{slug(row.name)}-{index}.mp4", clip, recipe.data.fps)
     columns = compared(rows)
-    captions = shown_captions(recipe, len(rows[0].shown))
+    captions = rows[0].captions
     clips, heads = [row.shown for row in columns], [row.name for row in columns]
     once = side_by_side(clips, heads, captions)
     write_video(folder / "side-by-side.mp4", np.concatenate([once] * LOOPS), recipe.data.fps)
@@ -97,12 +90,16 @@ def _evaluation(recipe: Recipe, rows: Sequence[Row]) -> list[str]:
     t, e = recipe.teacher, recipe.evaluate
     few = len(recipe.student.sigmas) - 1
     about = (
-        f"{e.clips} clips in each row, all models with the same captions and seeds (from {e.seed}). "
+        f"{about_clips(rows, recipe.data.folder)} Noise seeds from {e.seed} on. "
         f"Reference sampler: {t.steps} Euler steps, shift {t.shift:g}, {_guidance(t.guidance_scale)}. "
         f"Few Euler steps: {few}, shift {e.few_step_shift:g}, {_guidance(e.few_step_guidance)}. "
-        "A guided step makes two model calls. The Fréchet distances use features of this project's own "
-        "networks; they can be compared with each other and with nothing else."
+        "A guided step makes two model calls."
     )
+    if recipe.data.folder == "portraits":
+        about += (
+            " The Fréchet distances use features of this project's own networks; they can be compared with each other "
+            "and with nothing else."
+        )
     found = [headline] if headline else []
     if lines:
         found.append("\n".join(f"- {line}" for line in lines))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .condition import Condition
+from .errors import UserError
 from .flow import Process
 from .sampling import NoiseOfStep, PredictX0, Sampler, walk
 
@@ -80,18 +81,29 @@ class VisitPool:
         self._x0: list[Tensor | None] = [None] * steps
         self._condition: list[Condition | None] = [None] * steps
 
-    def add(self, step: int, x0: Tensor, condition: Condition) -> None:
-        """Put samples of a step in; the oldest beyond `rows` leave."""
+    def add(self, step: int, x0: Tensor, condition: Condition) -> int:
+        """Put the finite samples of a step in; the oldest beyond `rows` leave. Returns how many were left out."""
         old, known = self._x0[step], self._condition[step]
         x0 = x0.detach()
+        sound = x0.flatten(1).isfinite().all(1)
+        left_out = 0 if x0.is_meta else int((~sound).sum())  # on the meta device, where FLOPs are counted, is no value
+        if left_out:
+            x0, condition = x0[sound], condition[sound]
         self._x0[step] = (x0 if old is None else torch.cat([old, x0]))[-self.rows :]
         self._condition[step] = (condition if known is None else Condition.cat([known, condition]))[-self.rows :]
+        return left_out
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Condition]:
         """`count` samples, each row's step drawn from the exit law among the steps that were visited so far."""
-        held = [i for i, x0 in enumerate(self._x0) if x0 is not None]
-        if not held:
+        visited = [i for i, x0 in enumerate(self._x0) if x0 is not None]
+        held = [i for i in visited if self._condition[i]]
+        if not visited:
             raise ValueError("the pool is empty: make a rollout first")
+        if not held:
+            raise UserError(
+                "every sample of the student is non-finite, so the critic has nothing to learn from; check the model "
+                "in model.path, or set model.precision to fp32"
+            )
         law = exit_law(len(self._x0))[held]
         steps = torch.multinomial(law, count, replacement=True, generator=generator).tolist()
         x0s, conditions = [], []

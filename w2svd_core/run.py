@@ -13,32 +13,78 @@ from pathlib import Path
 
 from torch import Tensor
 
-from .config import load_recipe, recipe_to_yaml
+from .config import load_recipe, recipe_to_yaml, settings_of
 from .errors import UserError
 from .files import read_safetensors, write_safetensors, write_text
+from .options import show
 from .settings import Recipe
 
 KEPT_CHECKPOINTS = 2
+MAY_CHANGE = (
+    "evaluate.", "teacher.", "train.steps", "train.checkpoint_every", "train.log_every", "train.sample_every",
+    "train.max_nonfinite", "train.tracker", "model.path", "data.folder", "data.cache", "name",
+)  # fmt: skip
+"""Settings that a run may go on with when they were changed: a longer training, files that have moved (their contents
+are compared), what is shown and how it is measured."""
+
+
+def place_for(recipe: Recipe, out: Path | None) -> Path:
+    """Where a new run goes: `out`, or `./runs/<recipe>-<time>`. Nothing is written yet.
+
+    Raises:
+        UserError: there is a run in it already.
+    """
+    path = out or Path("runs") / f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    if (path / "recipe.yaml").exists():
+        raise UserError(f"{path} holds a run already; go on with it by --resume {path}, or name another --out")
+    return path
+
+
+def anchored(recipe: Recipe) -> Recipe:
+    """The recipe with absolute paths, so that a run goes on from any working folder."""
+
+    def absolute(path: str) -> str:
+        return str(Path(path).resolve()) if path and Path(path).exists() else path
+
+    data = {"folder": absolute(recipe.data.folder), "cache": str(Path(recipe.data.cache).resolve())}
+    if recipe.data.folder == "portraits":
+        del data["folder"]
+    if not recipe.data.cache:
+        del data["cache"]
+    model = {} if recipe.model.path == "bundled" else {"path": absolute(recipe.model.path)}
+    return recipe.model_copy(
+        update={"data": recipe.data.model_copy(update=data), "model": recipe.model.model_copy(update=model)}
+    )
 
 
 class RunFolder:
-    """One run on disk."""
+    """One run on disk.
+
+    Attributes:
+        path: the folder.
+        made_of: what a checkpoint depends on: the "recipe" as YAML, hashes of the "base" model and of the "data".
+            Written into each checkpoint, and compared when one is read.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.made_of: Mapping[str, str] = {}
 
     @staticmethod
     def create(recipe: Recipe, out: Path | None) -> RunFolder:
-        """A new run folder: `out`, or `./runs/<recipe>-<time>`.
+        """A new run folder with its recipe, paths made absolute: `out`, or `./runs/<recipe>-<time>`.
 
         Raises:
             UserError: there is a run in it already, or it can't be written.
         """
-        path = out or Path("runs") / f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-        if (path / "recipe.yaml").exists():
-            raise UserError(f"{path} holds a run already; go on with it by --resume {path}, or name another --out")
-        write_text(path / "recipe.yaml", recipe_to_yaml(recipe))
+        path = place_for(recipe, out)
+        write_text(path / "recipe.yaml", recipe_to_yaml(anchored(recipe)))
         return RunFolder(path)
+
+    @staticmethod
+    def is_one(path: Path) -> bool:
+        """Whether there is a run in a folder."""
+        return (path / "recipe.yaml").is_file()
 
     @staticmethod
     def open(path: Path) -> RunFolder:
@@ -47,7 +93,7 @@ class RunFolder:
         Raises:
             UserError: there is none.
         """
-        if not (path / "recipe.yaml").is_file():
+        if not RunFolder.is_one(path):
             raise UserError(f"{path} is not a run folder (it has no recipe.yaml); name the folder that a training made")
         return RunFolder(path)
 
@@ -85,9 +131,22 @@ class RunFolder:
         if not main:
             return
         folder = self.path / "checkpoints"
-        write_safetensors(folder / f"{step:06d}.safetensors", tensors(), {"step": str(step)})
+        write_safetensors(folder / f"{step:06d}.safetensors", tensors(), {"step": str(step), **self.made_of})
         for old in self._checkpoints()[:-KEPT_CHECKPOINTS]:
             old.unlink(missing_ok=True)
+
+    def _check_origin(self, path: Path, metadata: Mapping[str, str]) -> None:
+        """Refuse a checkpoint of another recipe, base model or data: going on from it would be another run."""
+        then, now = (settings_of(made_of.get("recipe", "")) for made_of in (metadata, self.made_of))
+        for key in then.keys() & now.keys():
+            if then[key] != now[key] and not key.startswith(MAY_CHANGE):
+                raise UserError(
+                    f"{path} is of a run with {key} {show(then[key])}, {self.path / 'recipe.yaml'} says "
+                    f"{show(now[key])}; set it back, or start a new run"
+                )
+        for name, what in (("base", "another model than model.path"), ("data", "other clips than data.folder")):
+            if metadata.get(name) != self.made_of.get(name):
+                raise UserError(f"{path} was made with {what} holds now; put them back, or start a new run")
 
     def _checkpoints(self) -> list[Path]:
         """Oldest first; by number, since a name of seven digits sorts before one of six."""
@@ -98,15 +157,20 @@ class RunFolder:
         """The newest checkpoint; (0, {}) before the first. Metrics beyond it are cut, they will be made again.
 
         Raises:
-            UserError: the file is broken.
+            UserError: the file is broken, or of a run of another recipe, base model or clips.
         """
         found = self._checkpoints()
         step, tensors = 0, dict[str, Tensor]()
         if found:
-            tensors, metadata = read_safetensors(found[-1])
-            if not metadata.get("step", "").isdigit():
-                raise UserError(f"{found[-1]} is not a checkpoint of this program; remove it, the one before it serves")
-            step = int(metadata["step"])
+            try:
+                tensors, metadata = read_safetensors(found[-1])
+                step = int(metadata["step"])
+            except (UserError, KeyError, ValueError) as error:
+                raise UserError(
+                    f"{found[-1]} is not a whole checkpoint of this program; remove it, and --resume goes on from "
+                    "the one before it, or from the start"
+                ) from error
+            self._check_origin(found[-1], metadata)
         kept = [json.dumps(row) for row in self.metrics() if row["step"] <= step]
         if (self.path / "metrics.jsonl").is_file():
             write_text(self.path / "metrics.jsonl", "".join(line + "\n" for line in kept))

@@ -112,7 +112,7 @@ def prepare(
 
     Args:
         recipe: whose base, teacher settings and geometry count.
-        given: settings of the command line; `student.sigmas` and `student.sampler` go over the file's.
+        given: settings of the command line, which go over the file's.
         source: run folder or LoRA file.
         teacher: sample the base instead.
         steps: None for the trained schedule.
@@ -122,53 +122,51 @@ def prepare(
     from .loading import load_adapter, load_run, load_teacher
 
     if source is None or teacher:
-        loaded = load_teacher(recipe, encoders)
-    elif source.is_dir():
+        t = recipe.teacher
+        way = replace(teacher_way(recipe), sigmas=sigma_list(steps or t.steps, t.shift))
+        return load_teacher(recipe, encoders), way
+    if source.is_dir():
         loaded = load_run(recipe, encoders, source)
     else:
         loaded = load_adapter(recipe, encoders, source)
         if loaded.metadata is None:
             warn(f"{source} says neither base nor sigmas; taking model.path and student.sigmas")
-    method = loaded.metadata.method if loaded.metadata else recipe.method
-    if teacher or method == "flow_matching":
-        t = recipe.teacher
-        sigmas = sigma_list(steps or t.steps, t.shift)
-        return loaded, replace(teacher_way(recipe), role="teacher" if teacher else "generator", sigmas=sigmas)
     return loaded, student_way(recipe, given, loaded.metadata, steps)
 
 
-def trained_ways(metadata: LoraMetadata | None) -> list[Way]:
-    """How a student was trained to be sampled, the default first; nothing for files of others."""
-    from .generation import Way
-
-    schedules = metadata.schedules if metadata else ()
-    return [
-        Way("generator", one.sigmas, "euler" if one.sampler == "euler" else "renoise", one.guidance_scale)
-        for one in schedules
-    ]
-
-
 def student_way(recipe: Recipe, given: Mapping[str, str], metadata: LoraMetadata | None, steps: int | None) -> Way:
-    """How to sample a student; says so on stderr when it was not trained for it."""
+    """How to sample what a run learned; says so on stderr when it was not made for it.
+
+    The file's schedules count (the recipe's, for files of others), and over them what the command line says: the steps,
+    student.sigmas, student.sampler, and for a model of flow matching teacher.*, where its schedule came from.
+    """
     from .flow import sigma_list
     from .generation import Way
+    from .students import schedule_of
 
-    s, known = recipe.student, trained_ways(metadata)
-    if not known or "student.sigmas" in given:
-        way = Way("generator", s.sigmas, s.sampler)
-    else:
-        way = next((one for one in known if one.steps == (steps or known[0].steps)), known[0])
-    if "student.sampler" in given:
-        way = replace(way, sampler=s.sampler)
-    if steps is not None and steps != way.steps:
-        shift = (metadata.default.shift if metadata else None) or USUAL_SHIFT
-        way = replace(way, sigmas=sigma_list(steps, shift))
-    if known and way not in known:
+    s, t = recipe.student, recipe.teacher
+    ordinary = (metadata.method if metadata else recipe.method) == "flow_matching"
+    if ordinary and steps is None and "teacher.steps" in given:
+        steps = t.steps
+    known = metadata.schedules if metadata else (schedule_of(recipe),)
+    count = steps or (len(s.sigmas) - 1 if "student.sigmas" in given else None)
+    own = next((one for one in known if one.steps == count), known[0])
+    shift = t.shift if ordinary and "teacher.shift" in given else own.shift
+    sigmas = s.sigmas if "student.sigmas" in given else own.sigmas
+    if (steps is not None and steps != len(sigmas) - 1) or shift != own.shift:
+        sigmas = sigma_list(steps or own.steps, shift or USUAL_SHIFT)
+    sampler = s.sampler if "student.sampler" in given else own.sampler
+    scale = t.guidance_scale if ordinary and "teacher.guidance_scale" in given else own.guidance_scale
+    way = Way("generator", sigmas, "euler" if sampler == "euler" else "renoise", scale)
+    fit = [(one.sigmas, one.sampler) for one in known]
+    if ordinary and own.shift:  # it follows the flow's own path, whatever the number of steps
+        fit.append((sigma_list(way.steps, own.shift), own.sampler))
+    if metadata and (way.sigmas, way.sampler) not in fit:
         trained = " or ".join(str(one.steps) for one in known)
         listed = ", ".join(f"{sigma:.4g}" for sigma in way.sigmas)
         warn(
-            f"the student was trained for {trained} steps by {known[0].sampler}, not for {way.steps} "
-            f"by {way.sampler} at sigmas {listed}; expect worse clips"
+            f"the {'model is meant' if ordinary else 'student was trained'} for {trained} steps by {own.sampler}, "
+            f"not for {way.steps} by {way.sampler} at sigmas {listed}; expect worse clips"
         )
     return way
 
@@ -183,16 +181,15 @@ def write_clips(recipe: Recipe, encoders: Encoders, loaded: Loaded, way: Way, cl
 
     They are made one by one: in a batch the last bits of a clip would depend on its neighbours.
     """
-    from .condition import Condition
     from .data.codec import decode_pixels
     from .data.video import write_video
     from .generation import generate
 
     d = recipe.data
     shape = encoders.codec.geometry.latent_shape(d.frames, d.height, d.width)
-    null = Condition({"text": encoders.prompts.encode([""])})
+    null = encoders.prompts.encode([""])
     for clip in clips:
-        condition = Condition({"text": encoders.prompts.encode([clip.prompt])})
+        condition = encoders.prompts.encode([clip.prompt])
         latents = generate(loaded.model, way, condition, null, shape, [clip.seed], batch=1)
         write_video(clip.path, decode_pixels(encoders.codec, latents)[0], d.fps)
         print(f"{clip.path}: {clip.prompt!r}, seed {clip.seed}, {way.steps} steps")

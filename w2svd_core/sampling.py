@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .flow import Process
+from .sigmas import check_sigmas
 
 Sampler = Literal["renoise", "euler"]
 PredictX0 = Callable[[Tensor, float], Tensor]  # (x_t `b c f h w`, sigma) -> x0
@@ -50,7 +51,11 @@ def walk(
 
     Returns:
         The point reached, and the x0 that was predicted at each step.
+
+    Raises:
+        ValueError: the sigmas do not fall from at most 1 to a last 0.
     """
+    check_sigmas(sigmas)
     steps = len(sigmas) - 1 if steps is None else steps
     x_t = noise(0)
     visited: list[Tensor] = []

@@ -7,10 +7,11 @@ from these models. Nothing here knows torch or a model family.
 from __future__ import annotations
 
 import re
-from itertools import pairwise
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from .sigmas import check_sigmas
 
 MAX_SEED = 2**32 - 1
 MAX_COUNT = 10_000_000
@@ -44,6 +45,9 @@ class Model(Section):
     path: str = setting("bundled", "bundled = the portrait teacher of this repo; else a model folder or file")
     precision: Literal["fp32", "bf16", "fp16"] = setting("fp32", "number format of the base's weights and maths")
     gradient_checkpointing: bool = setting(False, "recompute activations: less memory, about a third more time")
+    compile: bool = setting(
+        False, "compile the blocks: faster, needs a C++ compiler (only for flow_matching with student.kind full)"
+    )
     init: Literal["load", "random"] = setting("load", "load = weights of model.path; random = train from scratch")
     heads: int = setting(2, "attention heads (only for init random)", ge=1, le=128)
     head_dim: int = setting(128, "width of one head (only for init random)", unit="channels", ge=8, le=512)
@@ -66,7 +70,7 @@ class Student(Optimizer):
     """The few-step student (for flow_matching: the model in training)."""
 
     kind: Literal["lora", "full"] = setting("lora", "lora = an adapter on the frozen base; full = a trainable copy")
-    rank: int = setting(32, "rank of the student's adapter (only for kind lora)", ge=1, le=1024)
+    rank: int = setting(64, "rank of the student's adapter (only for kind lora)", ge=1, le=1024)
     save_precision: Literal["fp32", "bf16", "fp16"] = setting("fp32", "number format of a saved full copy")
     ema: float = setting(
         0.0, "decay of the student's moving average, which is what is saved (0 = off)", ge=0, le=0.9999
@@ -81,16 +85,16 @@ class Student(Optimizer):
     @field_validator("sigmas")
     @classmethod
     def _descending(cls, sigmas: tuple[float, ...]) -> tuple[float, ...]:
-        falling = all(high > low for high, low in pairwise(sigmas))
-        if not (2 <= len(sigmas) <= 1001 and sigmas[0] <= 1 and sigmas[-1] == 0 and falling):
-            raise ValueError("sigmas must descend to 0")
+        check_sigmas(sigmas)
+        if len(sigmas) > 1001:
+            raise ValueError("sigmas are more than 1000 steps")
         return sigmas
 
 
 class Critic(Optimizer):
     """The critic: the adapter that follows the student's own distribution."""
 
-    rank: int = setting(32, "rank of the critic's adapter; not below the student's", ge=1, le=1024)
+    rank: int = setting(64, "rank of the critic's adapter; not below the student's", ge=1, le=1024)
     updates: int = setting(5, "critic updates for each generator update", unit="updates", ge=1, le=100)
     warmup: int = setting(
         10,
@@ -190,7 +194,9 @@ class Evaluate(Section):
     """The evaluation at the end of a run."""
 
     clips: int = setting(128, "clips for each row of the table (0 = no evaluation)", unit="clips", ge=0, le=1_000_000)
-    seed: int = setting(1_000_000, "seed of the first held-out portrait and of the noise", ge=0, le=MAX_SEED)
+    seed: int = setting(
+        1_000_000, "seed of the first held-out portrait (not below data.clips) and of the noise", ge=0, le=MAX_SEED
+    )
     batch: int = setting(64, "clips sampled at a time", unit="clips", ge=1, le=65536)
     few_step_shift: float = setting(5.0, "sigma shift of the teacher's few-step Euler row", ge=0.01, le=100)
     few_step_guidance: float = setting(1.0, "guidance of the teacher's few-step Euler row; 1 = none", ge=0, le=100)
@@ -234,10 +240,20 @@ class Recipe(Section):
             raise ValueError(
                 f"data.frames {self.data.frames} is too short to measure motion; use 5, or evaluate.clips 0"
             )
+        if clips and self.data.folder == "portraits" and self.evaluate.seed < self.data.clips:  # seeds from 0 train
+            raise ValueError(
+                f"evaluate.seed {self.evaluate.seed} would measure portraits that data.clips {self.data.clips} trains "
+                f"on; set evaluate.seed to at least {self.data.clips}"
+            )
         if self.student.kind == "full" and self.model.precision != "fp32":
             raise ValueError(
                 f"student.kind full with model.precision {self.model.precision} would lose small steps to rounding; "
                 "use fp32, or student.kind lora"
+            )
+        if self.model.compile and (self.method != "flow_matching" or self.student.kind != "full"):
+            raise ValueError(
+                "model.compile is only for method flow_matching with student.kind full, because adapters are put in "
+                "and taken out around each call; set model.compile to false"
             )
         if self.method == "distribution_matching":
             self._check_distillation()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import torch
 from torch import Tensor
@@ -12,15 +13,17 @@ from torch import Tensor
 from . import __version__
 from .assembly import Job
 from .config import recipe_to_yaml
-from .files import dtype_named, write_safetensors
+from .files import dtype_named, whole_folder, write_safetensors
 from .flow import sigma_list
 from .lora_files import LoraMetadata, Schedule, base_hash, pairs_from_peft, write_lora
+from .lora_metadata import METADATA_KEY
 from .roles import GENERATOR, SharedModel
 from .settings import Recipe
 
 FOLDER = "student"
 NATIVE, DIFFUSERS = "student_comfyui.safetensors", "student_diffusers.safetensors"
 FULL_NATIVE, FULL_FOLDER = "student_model_comfyui.safetensors", "transformer"
+ABOUT = "w2svd.json"  # the metadata of a native file's header, beside the folder's config.json
 
 
 def shift_of(sigmas: Sequence[float]) -> float | None:
@@ -52,6 +55,7 @@ def student_metadata(recipe: Recipe, model: SharedModel) -> LoraMetadata:
         schedules=(schedule_of(recipe),),
         base_class=type(model.base).__name__,
         base_hash=base_hash(model.base_state()),
+        base_precision=recipe.model.precision,
         alpha_weak=m.alpha_weak if distils else None,
         teacher_guidance=m.guidance_scale if distils else None,
         version=__version__,
@@ -79,7 +83,7 @@ def save_student(recipe: Recipe, job: Job, folder: Path) -> list[Path]:
     """Write the learned student (its average where there is one) and return the files.
 
     An adapter becomes two LoRA files, in ComfyUI's native keys and in diffusers'. A full copy becomes a diffusers
-    folder and one native file.
+    folder, with its metadata in `w2svd.json`, and one native file.
 
     Raises:
         UserError: the disk is full; what was there before is still there.
@@ -93,7 +97,7 @@ def save_student(recipe: Recipe, job: Job, folder: Path) -> list[Path]:
             write_lora(out / DIFFUSERS, pairs, metadata, format="diffusers", key_map=model.backbone.keys)
             return [out / NATIVE, out / DIFFUSERS]
         write_native(out / FULL_NATIVE, model, recipe, metadata)
-        model.backbone.save_folder(model.copy, out / FULL_FOLDER)
+        write_folder(out / FULL_FOLDER, model, recipe, metadata)
     return [out / FULL_NATIVE, out / FULL_FOLDER]
 
 
@@ -103,8 +107,32 @@ def write_native(path: Path, model: SharedModel, recipe: Recipe, metadata: LoraM
     dtype = dtype_named(recipe.student.save_precision)
     state = {name: tensor.to(dtype) for name, tensor in model.backbone.native_state(model.copy).items()}
     header = {
-        "recipe": recipe_to_yaml(recipe),
+        "recipe": recipe_to_yaml(without_places(recipe)),
         **model.backbone.native_metadata(model.copy),
         **metadata.to_strings(),
     }
     write_safetensors(path, state, header)
+
+
+def write_folder(path: Path, model: SharedModel, recipe: Recipe, metadata: LoraMetadata) -> None:
+    """The full-copy student as a diffusers folder, with its metadata beside the config."""
+    assert model.copy is not None
+    about = json.loads(metadata.to_strings()[METADATA_KEY])
+    with whole_folder(path) as folder:
+        model.backbone.save_folder(model.copy, folder, dtype_named(recipe.student.save_precision))
+        (folder / ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+
+
+def without_places(recipe: Recipe) -> Recipe:
+    """The recipe as it may travel: of each path on the user's machine only the last name, of the cache nothing."""
+    data, model = recipe.data, recipe.model
+    return recipe.model_copy(
+        update={
+            "data": data.model_copy(update={"folder": _last_name(data.folder), "cache": ""}),
+            "model": model.model_copy(update={"path": _last_name(model.path)}),
+        }
+    )
+
+
+def _last_name(path: str) -> str:
+    return PureWindowsPath(path).name  # it takes both kinds of slashes

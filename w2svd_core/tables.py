@@ -73,6 +73,24 @@ def plain(row: Row) -> dict[str, object]:
     return {"name": row.name, "steps": row.steps, "guided": row.guided, **row.values}
 
 
+def about_clips(rows: Sequence[Row], folder: str) -> str:
+    """How many clips there are in each row, where they come from, and what own clips leave out.
+
+    Args:
+        rows: of a table, data first and models last.
+        folder: the setting `data.folder`.
+    """
+    alike = "all models with the same captions and seeds"
+    if folder == "portraits":
+        return f"{rows[-1].clips} clips in each row, {alike}."
+    return (
+        f"{rows[-1].clips} clips in each row of a model, {alike}; {rows[0].clips} in the rows of data. "
+        f"Clips and captions are your own, from {folder}. They are not held out: a run with this `data.folder` is "
+        "trained on them. There is no Fréchet distance, no diversity and no adherence, because the networks behind "
+        "these numbers know nothing but this project's portraits."
+    )
+
+
 def findings(rows: Sequence[Row]) -> tuple[str, list[str]]:
     """The headline about a student, and single comparisons with its teacher and with data.
 
@@ -80,7 +98,8 @@ def findings(rows: Sequence[Row]) -> tuple[str, list[str]]:
         rows: of one run of distillation: data first, then codec, teacher, few-step teacher, student.
 
     Returns:
-        A sentence, and the lines below it. Without a student, or without Fréchet distances, both are short.
+        A sentence, and the lines below it; nothing without a student. The sentence is about the Fréchet distance,
+        or about why there is none: then the clips are the user's own.
     """
     models = [row for row in rows if row.steps is not None]
     if len(models) < 3:
@@ -99,7 +118,10 @@ def findings(rows: Sequence[Row]) -> tuple[str, list[str]]:
 def _headline(teacher: Row, few: Row, student: Row) -> str:
     metric = "frechet_video"
     if not all(metric in row.values for row in (teacher, few, student)):
-        return f"The {student.steps}-step student was measured on too few clips for a Fréchet distance."
+        return (
+            f"There is no Fréchet distance for the {student.steps}-step student, because the clips are your own and "
+            "the networks behind it know portraits alone; it was trained on these clips, so nothing here is held out."
+        )
     good, poor, own = (row.values[metric] for row in (teacher, few, student))
     numbers = (
         f"its video Fréchet distance is {number(own)}, that of {_words(few)} {number(poor)}, "

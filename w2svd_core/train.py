@@ -35,12 +35,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     elif given or args.out is not None or args.recipe is not None:
         raise UserError("--resume takes everything from the run's own recipe.yaml; leave out other arguments")
     from .job import carry_out  # torch, and all that is heavy, only for arguments that hold
-    from .run import RunFolder
+    from .run import RunFolder, place_for
 
     if args.resume is not None:
-        run = RunFolder.open(args.resume)
-        return carry_out(run.recipe(), run)
-    return carry_out(recipe, RunFolder.create(recipe, args.out))
+        return carry_out(RunFolder.open(args.resume).recipe(), args.resume)
+    return carry_out(recipe, place_for(recipe, args.out))
 
 
 if __name__ == "__main__":

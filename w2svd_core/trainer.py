@@ -15,7 +15,13 @@ from .settings import Train
 
 
 class Program(Protocol):
-    """What the loop drives: rounds that are functions of their index and of the tensors."""
+    """What the loop drives: rounds that are functions of their index and of the tensors.
+
+    Attributes:
+        shown: logged values that the progress bar shows, each with its short name, in order.
+    """
+
+    shown: Mapping[str, str]
 
     @property
     def rounds(self) -> int:
@@ -73,7 +79,7 @@ def train(
             began = time.perf_counter()
             values = program.round(index)
             done = index + 1
-            bar.set_postfix_str(_losses(values))
+            bar.set_postfix_str(_postfix(values, program.shown))
             if done % settings.log_every == 0 and main:
                 values["seconds"] = time.perf_counter() - began
                 run.log(done, values)
@@ -91,14 +97,8 @@ def _due(done: int, every: int) -> bool:
     return every > 0 and done % every == 0
 
 
-def _losses(values: Mapping[str, float]) -> str:
-    short = {
-        "student/loss": "student",
-        "critic/loss": "critic",
-        "score/gap": "gap",
-        "student/motion": "motion",
-    }
-    return ", ".join(f"{name} {values[key]:.4g}" for key, name in short.items() if key in values)
+def _postfix(values: Mapping[str, float], shown: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {values[key]:.4g}" for key, name in shown.items() if key in values)
 
 
 class _Stop:

@@ -38,14 +38,14 @@ def test_sidecars(folder: Path) -> None:
     sidecars(folder)
     (folder / ".hidden.mp4").touch()
     assert list_clips(folder) == [
-        Clip(folder / "a.mov", "first"),
-        Clip(folder / "b.mp4", "second, in two lines"),
+        Clip(folder / "a.mov", "first", "a.mov"),
+        Clip(folder / "b.mp4", "second, in two lines", "b.mp4"),
     ]
 
 
 def test_jsonl(folder: Path) -> None:
     jsonl(folder, B, "", A)
-    assert list_clips(folder) == [Clip(folder / "a.mov", "first"), Clip(folder / "b.mp4", "second")]
+    assert [(clip.name, clip.caption) for clip in list_clips(folder)] == [("a.mov", "first"), ("b.mp4", "second")]
 
 
 def test_csv(folder: Path) -> None:
@@ -62,7 +62,33 @@ def test_clips_in_subfolders(folder: Path) -> None:
     (folder / "more").mkdir()
     (folder / "more" / "c.mp4").touch()
     jsonl(folder, A, B, {"file_name": "more/c.mp4", "caption": "third"})
-    assert [clip.path.name for clip in list_clips(folder)] == ["a.mov", "b.mp4", "c.mp4"]
+    assert [clip.name for clip in list_clips(folder)] == ["a.mov", "b.mp4", "more/c.mp4"]
+
+
+def test_sidecars_in_subfolders(folder: Path) -> None:
+    sidecars(folder)
+    for place in ("more", "more/deep", ".hidden"):
+        (folder / place).mkdir()
+        (folder / place / "a.mp4").touch()
+        (folder / place / "a.txt").write_text(f"in {place}")
+    (folder / ".hidden" / "b.txt").write_text("without a clip")
+    found = {clip.name: clip.caption for clip in list_clips(folder)}
+    expected = {"a.mov": "first", "b.mp4": "second, in two lines", "more/a.mp4": "in more"}
+    assert found == expected | {"more/deep/a.mp4": "in more/deep"}
+    (folder / "more" / "deep" / "a.txt").unlink()
+    fails(folder, r"deep/a\.mp4 has no caption; write one to a\.txt")
+    (folder / "more" / "b.txt").write_text("its clip is a folder higher")
+    fails(folder, r"more/b\.txt is a caption without a clip")
+
+
+def test_two_clips_of_one_caption(folder: Path) -> None:
+    sidecars(folder)
+    (folder / "a.mp4").touch()
+    fails(folder, r"a\.mov and a\.mp4 would share the caption a\.txt; rename one of the clips")
+    jsonl(folder, A, B, {"file_name": "a.mp4", "caption": "third"})
+    for text in folder.glob("*.txt"):
+        text.unlink()
+    assert len(list_clips(folder)) == 3  # a metadata file tells them apart
 
 
 def fails(folder: Path, words: str) -> None:

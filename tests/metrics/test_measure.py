@@ -43,6 +43,15 @@ def test_few_clips_of_no_portraits(renders: Videos, reference: Reference) -> Non
     assert numbers["diversity"] > 0.5
 
 
+def test_clips_without_a_reference(renders: Videos, captions: list[str], reference: Reference) -> None:
+    numbers = measure(renders, captions, None, group_size=1)
+    assert set(numbers) == {"motion", "frozen_share", "flicker", "saturation", "sharpness"}
+    assert numbers.items() <= measure(renders, captions, reference, group_size=1).items()
+    assert set(measure(renders[:1], ["a cat"], None, group_size=1)) == set(numbers)  # any number of clips
+    with pytest.raises(UserError, match="have different captions"):
+        measure(renders[:2], captions[:2], None, group_size=2)
+
+
 def test_a_reference_is_saved_and_loaded(reference: Reference, tmp_path: Path) -> None:
     path = tmp_path / "reference.safetensors"
     reference.save(path)

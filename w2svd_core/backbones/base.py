@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ..condition import Condition
-from ..data.codec import LatentGeometry
 from ..flow import Process
-from ..lora_files import KeyMap
+from ..geometry import LatentGeometry
 
 
 @dataclass(frozen=True)
@@ -27,13 +26,24 @@ class Architecture:
     text_dim: int
 
 
+class KeyMap(Protocol):
+    """Names of one model family's modules; an unknown name raises `UserError`."""
+
+    def native_module(self, name: str, /) -> str: ...
+
+    def diffusers_module(self, name: str, /) -> str: ...
+
+    def native_alpha(self, name: str, /) -> bool:
+        """Whether readers of native files honour `.alpha` beside this diffusers module."""
+        ...
+
+
 class Backbone(Protocol):
     """A model family: its signature, time convention, prediction type, latents and names.
 
     Attributes:
         process: what the model's output means.
         geometry: the latents it takes.
-        condition_fields: names in the `Condition` that it reads.
         lora_targets: module names (endings) that take an adapter.
         keys: module names in native files.
     """
@@ -41,7 +51,6 @@ class Backbone(Protocol):
     name: str
     process: Process
     geometry: LatentGeometry
-    condition_fields: tuple[str, ...]
     lora_targets: tuple[str, ...]
     keys: KeyMap
 
@@ -57,12 +66,24 @@ class Backbone(Protocol):
         """
         ...
 
+    def check_fit(self, model: nn.Module, latents: LatentGeometry, condition: Condition) -> None:
+        """Whether the model takes these latents and conditions.
+
+        Raises:
+            UserError: it does not; the sentence names both sides.
+        """
+        ...
+
+    def blocks(self, model: nn.Module) -> Iterable[nn.Module]:
+        """The repeated blocks, which make nearly all of the work."""
+        ...
+
     def predict(self, model: nn.Module, x_t: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         """The model's raw output, in the process's convention. x_t `b c f h w`; sigma (b,) in [0, 1]."""
         ...
 
-    def save_folder(self, model: nn.Module, folder: Path) -> None:
-        """Write the model as a diffusers folder."""
+    def save_folder(self, model: nn.Module, folder: Path, dtype: torch.dtype) -> None:
+        """Write the model as a diffusers folder, in `dtype` but for what diffusers itself keeps in float32."""
         ...
 
     def native_state(self, model: nn.Module) -> Mapping[str, Tensor]:

@@ -19,22 +19,23 @@ METADATA = ("metadata.jsonl", "metadata.csv")
 
 @dataclass(frozen=True)
 class Clip:
-    """A video file and what it shows."""
+    """A video file and what it shows; `name` is its path relative to the folder of clips, with slashes."""
 
     path: Path
     caption: str
+    name: str
 
 
 def list_clips(folder: Path) -> list[Clip]:
-    """The clips of a folder, sorted by name.
+    """The clips of a folder and of the folders in it, sorted by path.
 
     Captions stand in ``<clip>.txt`` beside each clip, or in one ``metadata.jsonl`` or ``metadata.csv`` with
     the columns ``file_name`` (relative to the folder) and ``caption`` or ``text``. Names that start with a
-    dot are left alone.
+    dot are left alone, and links to folders are not followed.
 
     Raises:
-        UserError: the folder is missing or empty, a clip has no caption or two, a caption has no clip,
-            captions stand in more than one kind of place, or a line of the metadata is wrong.
+        UserError: the folder is missing or empty, a clip has no caption or two, a caption has no clip or
+            two, captions stand in more than one kind of place, or a line of the metadata is wrong.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -42,19 +43,23 @@ def list_clips(folder: Path) -> list[Clip]:
     places = [name for name in METADATA if (folder / name).is_file()]
     if len(places) == 2:
         raise UserError(f"{folder} has both {places[0]} and {places[1]}; keep one of them")
-    return _from_metadata(folder, places[0]) if places else _from_sidecars(folder)
+    captions = _from_metadata(folder, places[0]) if places else _from_sidecars(folder)
+    return [Clip(path, captions[path], path.relative_to(folder).as_posix()) for path in sorted(captions)]
 
 
-def _from_sidecars(folder: Path) -> list[Clip]:
-    paths = _visible(folder.iterdir(), SUFFIXES, folder)
-    texts = _visible(folder.iterdir(), (".txt",), folder)
+def _from_sidecars(folder: Path) -> dict[Path, str]:
+    paths = _visible(folder, SUFFIXES)
     if not paths:
         raise UserError(f"{folder} holds no clips ({', '.join(SUFFIXES)}); check data.folder")
-    stems = {path.stem for path in paths}
-    for text in texts:
-        if text.stem not in stems:
+    owners: dict[Path, Path] = {}
+    for path in paths:
+        owner = owners.setdefault(path.with_suffix(".txt"), path)
+        if owner != path:
+            raise UserError(f"{owner} and {path.name} would share the caption {path.stem}.txt; rename one of the clips")
+    for text in _visible(folder, (".txt",)):
+        if text.with_suffix(".txt") not in owners:
             raise UserError(f"{text} is a caption without a clip; add the clip or remove the caption")
-    return [Clip(path, _read_sidecar(path)) for path in paths]
+    return {path: _read_sidecar(path) for path in paths}
 
 
 def _read_sidecar(clip: Path) -> str:
@@ -67,7 +72,7 @@ def _read_sidecar(clip: Path) -> str:
     return caption
 
 
-def _from_metadata(folder: Path, name: str) -> list[Clip]:
+def _from_metadata(folder: Path, name: str) -> dict[Path, str]:
     captions: dict[Path, str] = {}
     rows = _jsonl_rows(folder / name) if name.endswith(".jsonl") else _csv_rows(folder / name)
     for where, row in rows:
@@ -79,7 +84,7 @@ def _from_metadata(folder: Path, name: str) -> list[Clip]:
         if path in captions:
             raise UserError(f"{where} gives a second caption for {path.name}; keep one of them")
         captions[path] = _caption(where, row)
-    paths = _visible(folder.rglob("*"), SUFFIXES, folder)
+    paths = _visible(folder, SUFFIXES)
     if not paths:
         raise UserError(f"{folder} holds no clips ({', '.join(SUFFIXES)}); check data.folder")
     for path in paths:
@@ -87,7 +92,7 @@ def _from_metadata(folder: Path, name: str) -> list[Clip]:
             raise UserError(f"{path} has no caption; add a line for it to {name}")
         if path.with_suffix(".txt").is_file():
             raise UserError(f"{path} has captions in {name} and in {path.stem}.txt; keep one of them")
-    return [Clip(path, captions[path]) for path in sorted(captions)]
+    return captions
 
 
 def _jsonl_rows(path: Path) -> Iterator[tuple[str, dict[str, object]]]:
@@ -144,11 +149,11 @@ def _read_text(path: Path) -> str:
         raise UserError(f"{path} is not UTF-8 text; save it as UTF-8") from error
 
 
-def _visible(paths: Iterator[Path], suffixes: tuple[str, ...], folder: Path) -> list[Path]:
-    """The files with one of the suffixes that no dot hides, sorted."""
+def _visible(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    """The files at any depth with one of the suffixes that no dot hides, sorted."""
     return sorted(
         path
-        for path in paths
+        for path in folder.rglob("*")
         if path.suffix.lower() in suffixes
         and path.is_file()
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)

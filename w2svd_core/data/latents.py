@@ -13,12 +13,14 @@ from torch import Tensor
 
 from ..condition import Condition
 from ..files import read_safetensors, write_safetensors
-from ..hashing import value_hash
+from ..hashing import tensors_hash, value_hash
 from ..settings import Data
 from .clips import Clip, list_clips
 from .codec import Codec, to_unit
 from .prompts import PromptEncoder
 
+LAYOUT = 2  # of the cache's files; another number makes them anew
+CONDITION = "condition/"  # before the names of a condition's fields in the cache
 Progress = Callable[[str, int, int], None]  # what is being done, how many are done, of how many
 
 
@@ -40,6 +42,10 @@ class LatentSet:
 
     def __len__(self) -> int:
         return len(self.latents)
+
+    def fingerprint(self) -> str:
+        """Changes with anything that a training would see: latents, conditions, their order."""
+        return tensors_hash({"latents": self.latents, **self.condition.fields})
 
     def batch(self, rows: Sequence[int], device: torch.device) -> tuple[Tensor, Condition]:
         """Latents and conditions of some rows, on a device."""
@@ -82,15 +88,14 @@ def load_latents(settings: Data, codec: Codec, encoder: PromptEncoder, progress:
     if path.is_file():
         tensors, _ = read_safetensors(path)
     else:
-        tensors = {
-            "latents": _encode_clips(clips, settings, codec, progress),
-            "text": encoder.encode([clip.caption for clip in clips]),
-        }
-        write_safetensors(path, tensors, {"clips": json.dumps([clip.path.name for clip in clips])})
+        condition = encoder.encode([clip.caption for clip in clips])
+        tensors = {f"{CONDITION}{name}": value for name, value in condition.fields.items()}
+        tensors["latents"] = _encode_clips(clips, settings, codec, progress)
+        write_safetensors(path, tensors, {"clips": json.dumps([clip.name for clip in clips])})
     return LatentSet(
         tensors["latents"],
-        Condition({"text": tensors["text"]}),
-        Condition({"text": encoder.encode([""])}),
+        Condition({name.removeprefix(CONDITION): t for name, t in tensors.items() if name.startswith(CONDITION)}),
+        encoder.encode([""]),
         tuple(clip.caption for clip in clips),
     )
 
@@ -112,6 +117,6 @@ def _encode_clips(clips: Sequence[Clip], settings: Data, codec: Codec, progress:
 
 def _fingerprint(clips: Sequence[Clip], settings: Data, codec: Codec, encoder: PromptEncoder) -> str:
     """Of everything that the cached tensors depend on: files, captions, size, rate, codec and text encoder."""
-    files = [(c.path.name, c.path.stat().st_size, c.path.stat().st_mtime_ns, c.caption) for c in clips]
-    size = (settings.frames, settings.height, settings.width, settings.fps)
+    files = [(c.name, c.path.stat().st_size, c.path.stat().st_mtime_ns, c.caption) for c in clips]
+    size = (LAYOUT, settings.frames, settings.height, settings.width, settings.fps)
     return value_hash([files, size, codec.fingerprint(), encoder.fingerprint()])

@@ -124,7 +124,7 @@ def body(head: Head) -> None:
     """Shoulders, neck and collar; they follow the head a little and breathe."""
     look, pose, canvas = head.look, head.pose, head.canvas
     cx = look.x + look.size * 0.35 * pose.dx
-    cy = look.y + look.size * (1.0 + 0.015 * pose.breath)
+    cy = look.y + look.size * (0.88 + 0.015 * pose.breath)
     skin, cloth = look.skin, look.clothes
     torso = canvas.patch(cx, cy, 0.0, look.size, 3.4)
     x, y = torso.x, torso.y

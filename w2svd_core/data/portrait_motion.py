@@ -66,20 +66,20 @@ def draw_motion(rng: np.random.Generator) -> Motion:
     """Draw the movement of one portrait."""
     turn = 2 * math.pi
     return Motion(
-        syllable_rate=rng.uniform(1.9, 2.9),
+        syllable_rate=rng.uniform(1.1, 1.7),
         syllable_phase=rng.uniform(0, turn),
-        stress_rate=rng.uniform(0.5, 1.1),
+        stress_rate=rng.uniform(0.4, 0.8),
         stress_phase=rng.uniform(0, turn),
         mouth_amount=rng.uniform(0.75, 1.0),
         blink_period=rng.uniform(1.5, 2.8),
         blink_time=rng.uniform(0.0, 1.5),
-        gaze_rate=rng.uniform(0.42, 0.62),
+        gaze_rate=rng.uniform(0.3, 0.45),
         gaze_phase=rng.uniform(0, turn),
         gaze_tilt=rng.uniform(-0.5, 0.5),
-        head_rate=rng.uniform(0.8, 1.35),
+        head_rate=rng.uniform(0.42, 0.70),
         head_phase=rng.uniform(0, turn),
         head_amount=rng.uniform(0.8, 1.15),
-        sway_rate=rng.uniform(0.3, 0.6),
+        sway_rate=rng.uniform(0.2, 0.4),
         sway_phase=rng.uniform(0, turn),
         sway_amount=rng.uniform(0.6, 1.4),
         yaw_rest=rng.normal(0, 0.13),
@@ -135,7 +135,7 @@ def pose_at(motion: Motion, action: str, times: Array) -> Pose:
         gaze_y = m.gaze_tilt * wave(m.gaze_rate * 0.5, m.gaze_phase + 1.2)
         yaw = yaw + 0.14 * wave(m.gaze_rate, m.gaze_phase - 0.5)
     since = (t - m.blink_time + m.blink_period / 2) % m.blink_period - m.blink_period / 2
-    blink = np.exp(-((since / 0.11) ** 2))
+    blink = np.exp(-((since / 0.16) ** 2))
     return Pose(
         *(
             np.asarray(part, np.float32)

@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..condition import Condition
 from ..hashing import value_hash
 from ..randomness import generator
 
@@ -22,8 +23,8 @@ class PromptEncoder(Protocol):
 
     width: int
 
-    def encode(self, prompts: Sequence[str]) -> Tensor:
-        """Embeddings (B, tokens, width); the empty prompt is the null condition of guidance."""
+    def encode(self, prompts: Sequence[str]) -> Condition:
+        """B rows of the fields that the family's models take; the empty prompt is the null condition of guidance."""
         ...
 
     def fingerprint(self) -> str:
@@ -32,20 +33,20 @@ class PromptEncoder(Protocol):
 
 
 class HashedWords:
-    """The bundled prompt encoder: at most 24 words of 64 numbers each, of about unit size."""
+    """The bundled prompt encoder: at most 24 words of 64 numbers each, of about unit size, as `text` (B, 24, 64)."""
 
     width = 64
     tokens = 24
     _own = 40  # numbers that stand for the word itself; the rest stand for the word before it
 
-    def encode(self, prompts: Sequence[str]) -> Tensor:
+    def encode(self, prompts: Sequence[str]) -> Condition:
         out = torch.zeros(len(prompts), self.tokens, self.width)
         for row, prompt in enumerate(prompts):
             words = ["<s>", *re.findall(r"[a-z0-9]+", prompt.lower()), "</s>"][: self.tokens]
             for place, word in enumerate(words):
                 out[row, place, : self._own] = _vector(word, self._own)
                 out[row, place, self._own :] = _vector(words[place - 1] if place else "", self.width - self._own)
-        return out
+        return Condition({"text": out})
 
     def fingerprint(self) -> str:
         return value_hash(["hashed words", self.width, self.tokens, self._own])

@@ -83,7 +83,7 @@ class Reference:
 
 
 def measure(
-    videos: Videos, captions: Sequence[str], reference: Reference, group_size: int, batch: int = 32
+    videos: Videos, captions: Sequence[str], reference: Reference | None, group_size: int, batch: int = 32
 ) -> dict[str, float]:
     """Every number of `UNITS` for a set of clips, as means over clips.
 
@@ -91,19 +91,33 @@ def measure(
         videos: uint8 (N, F, H, W, 3), any size and length; ordered so that each run of `group_size` clips has
             one caption.
         captions: N texts.
-        reference: of data clips.
+        reference: of portraits as data; None for other clips, of which the portrait networks can tell nothing.
         group_size: seeds per caption; 1 leaves `diversity` out.
         batch: clips read at a time.
 
     Returns:
         {name: number}. `adherence` is left out where no caption names a portrait attribute, and the Fréchet
-        distances where there are not more clips than features (48), as in short validations.
+        distances where there are not more clips than features (48), as in short validations. Without a
+        reference motion, frozen_share, flicker, saturation and sharpness are all.
 
     Raises:
         UserError: not clips, captions that don't fit, or a group with two captions.
     """
     check_videos(videos)
     _check_groups(captions, len(videos), group_size)
+    motion = clip_motion(videos)
+    numbers = {"motion": float(motion.mean()), "frozen_share": frozen_share(motion)}
+    for name, function in (("flicker", flicker), ("saturation", saturation), ("sharpness", sharpness)):
+        numbers[name] = float(function(videos).mean())
+    if reference is not None:
+        numbers |= _as_portraits(videos, captions, reference, group_size, batch)
+    return numbers
+
+
+def _as_portraits(
+    videos: Videos, captions: Sequence[str], reference: Reference, group_size: int, batch: int
+) -> dict[str, float]:
+    """What the portrait networks tell."""
     network = load_network("video")
     reading = read_videos(network, videos, batch)
     numbers: dict[str, float] = {}
@@ -111,11 +125,6 @@ def measure(
         frames = read_videos(load_network("frame"), videos, batch).features
         numbers["frechet_video"] = frechet_distance(FeatureStats.of(reading.features), reference.video)
         numbers["frechet_frame"] = frechet_distance(FeatureStats.of(frames), reference.frame)
-    motion = clip_motion(videos)
-    numbers["motion"] = float(motion.mean())
-    numbers["frozen_share"] = frozen_share(motion)
-    for name, function in (("flicker", flicker), ("saturation", saturation), ("sharpness", sharpness)):
-        numbers[name] = float(function(videos).mean())
     if group_size > 1:
         numbers["diversity"] = diversity(reading.features, group_size, reference.video)
     share = adherence(reading, network.attributes, captions)

@@ -62,3 +62,26 @@ def watch(x_student: Tensor, x0_fake: Tensor, x0_real: Tensor) -> Gap:
     cosine = torch.cosine_similarity((fake - x).flatten(1), (real - x).flatten(1), dim=1).mean()
     relative = ((fake - real).flatten(1).norm(dim=1) / (x - real).flatten(1).norm(dim=1).clamp(min=1e-8)).mean()
     return Gap(float(cosine), float(relative), int((~torch.isfinite(fake - real)).sum()))
+
+
+def _mean_distance(x: Tensor) -> float:
+    """Between two rows of `b c f h w`, b > 1: the root mean square difference of an element, mean over all pairs."""
+    rows = wide(x).detach().flatten(1)
+    distances = [(rows - rows.roll(k, 0)).square().mean(1).sqrt() for k in range(1, len(rows))]
+    return float(torch.stack(distances).mean())
+
+
+def relative_diversity(x_student: Tensor, data: Tensor) -> float | None:
+    """How far apart the student's samples lie, relative to the clips of the same captions: a student that forgets
+    modes falls towards 0 long before it looks wrong.
+
+    Args:
+        x_student, data: `b c f h w`, unit scale; samples and clips of the same rows of a batch.
+
+    Returns:
+        The mean distance between two samples over that between two clips: 1 is as spread as the data, 0 one and the
+        same sample. None where there is nothing to compare: a single row, or rows of one clip alone.
+    """
+    if len(x_student) < 2 or (apart := _mean_distance(data)) == 0:
+        return None
+    return _mean_distance(x_student) / apart

@@ -1,0 +1,112 @@
+"""What a table is measured with: held-out portraits, or the user's own clips."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from w2svd_core.assembly import Encoders, bundled_encoders
+from w2svd_core.config import check_recipe
+from w2svd_core.data.portraits import caption, portrait_from_seed, render, render_folder
+from w2svd_core.data.video import read_video
+from w2svd_core.errors import UserError
+from w2svd_core.evaluation import codec_row, data_row, held_out
+from w2svd_core.settings import Recipe
+
+FIRST = 1_000_000
+KNOWN = {"motion", "frozen_share", "flicker", "saturation", "sharpness"}  # what needs no portrait network
+SIZE: dict[str, object] = {"data.frames": 5, "data.height": 32, "data.width": 32}
+
+
+@pytest.fixture(scope="module")
+def encoders() -> Encoders:
+    return bundled_encoders()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three clips of 9 frames, 48 x 64 px at 16 fps, the last in a subfolder; the captions are the user's own."""
+    path = tmp_path_factory.mktemp("clips")
+    render_folder(path, 3, 7, 9, 48, 64, 16.0)
+    (path / "more").mkdir()
+    for suffix in ("mp4", "txt"):
+        (path / f"0000009.{suffix}").rename(path / "more" / f"x.{suffix}")
+    for name, words in (("0000007", "a cat"), ("0000008", "a dog"), ("more/x", "a horse")):
+        (path / f"{name}.txt").write_text(words)
+    return path
+
+
+def recipe(settings: dict[str, object]) -> Recipe:
+    return check_recipe({**SIZE, "evaluate.clips": 50, **settings}, "in a test")
+
+
+class Told:
+    """What the progress was told."""
+
+    def __init__(self) -> None:
+        self.last: dict[str, tuple[int, int]] = {}
+
+    def __call__(self, what: str, done: int, count: int) -> None:
+        self.last[what] = (done, count)
+
+
+def test_own_clips_are_the_test(folder: Path, encoders: Encoders) -> None:
+    told = Told()
+    test = held_out(recipe({"data.folder": str(folder)}), encoders, told)
+    assert told.last == {"reading your clips": (3, 3)}
+    paths = [folder / "0000007.mp4", folder / "0000008.mp4", folder / "more" / "x.mp4"]
+    assert np.array_equal(test.data, np.stack([read_video(path, 5, 32, 32, 8.0) for path in paths]))
+    assert test.data_captions == ("a cat", "a dog", "a horse") and test.reference is None
+    pairs = ["a cat", "a cat", "a dog", "a dog", "a horse", "a horse"]
+    assert test.captions == tuple((pairs * 9)[:50])  # each twice in a row, and so on until there are enough
+    assert test.seeds == tuple(range(FIRST, FIRST + 50))
+    expected = encoders.prompts.encode(pairs).fields["text"]
+    assert torch.equal(test.condition.fields["text"][:6], expected)
+    assert torch.equal(test.null.fields["text"], encoders.prompts.encode([""]).fields["text"])
+    assert test.shape == encoders.codec.geometry.latent_shape(5, 32, 32)
+
+
+def test_rows_of_own_clips(folder: Path, encoders: Encoders, tmp_path: Path) -> None:
+    mine = recipe({"data.folder": str(folder)})
+    test = held_out(mine, encoders, Told())
+    rows = [data_row(test), codec_row(mine, encoders, test, tmp_path)]
+    for row in rows:
+        assert set(row.values) == KNOWN and row.clips == 3 and row.steps is None
+        assert row.captions == ("a cat", "a dog", "a horse") and row.shown.shape == (3, 5, 32, 32, 3)
+    assert np.array_equal(rows[0].shown, test.data) and not np.array_equal(rows[1].shown, test.data)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_more_own_clips_than_the_table_has(tmp_path: Path, encoders: Encoders) -> None:
+    render_folder(tmp_path, 52, 0, 5, 32, 32, 8.0)
+    test = held_out(recipe({"data.folder": str(tmp_path)}), encoders, Told())
+    assert len(test.data) == len(test.data_captions) == 50 and len(test.captions) == 50
+    assert test.captions == tuple(test.data_captions[i // 2] for i in range(50))
+
+
+def test_own_clips_that_do_not_serve(folder: Path, encoders: Encoders, tmp_path: Path) -> None:
+    for settings, words in (
+        ({"data.folder": str(folder), "data.frames": 9}, r"0000007\.mp4 is too short: it has 5 frames at 8 fps"),
+        ({"data.folder": str(tmp_path)}, "holds no clips"),
+        ({"data.folder": str(folder), "evaluate.clips": 0}, "evaluate.clips is 0, but the table needs an even number"),
+    ):
+        with pytest.raises(UserError, match=words):
+            held_out(recipe(settings), encoders, Told())
+
+
+def test_portraits_are_held_out(encoders: Encoders) -> None:
+    told = Told()
+    portraits = recipe({})
+    test = held_out(portraits, encoders, told)
+    assert told.last == {"drawing held-out portraits": (50, 50), "drawing the reference": (50, 50)}
+    own = [caption(portrait_from_seed(FIRST + i)) for i in range(50)]
+    assert test.data_captions == tuple(own) and test.seeds == tuple(range(FIRST, FIRST + 50))
+    assert test.captions == tuple(own[i // 2] for i in range(50))
+    assert np.array_equal(test.data[3], render(portrait_from_seed(FIRST + 3), 5, 32, 32, 8.0))
+    row = data_row(test)
+    assert test.reference is not None and test.reference.video.count == 50
+    assert set(row.values) == KNOWN | {"frechet_video", "frechet_frame", "adherence"}
+    assert row.clips == 50 and row.captions == tuple(own[:6]) and len(row.shown) == 6
