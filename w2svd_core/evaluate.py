@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from .config import Parser, add_arguments, load_recipe, parse_arguments
 from .errors import UserError, guarded
-from .options import show
+from .options import show, value_of
 from .settings import Recipe
 
 if TYPE_CHECKING:
@@ -99,14 +99,6 @@ def recipes_of(runs: Sequence[Path], settings: Mapping[str, str]) -> dict[Path, 
                 raise UserError(f"{path} has {key} {show(own)}, {runs[0]} has {show(first)}; one table can't hold both")
         found[path] = recipe
     return found
-
-
-def value_of(recipe: Recipe, key: str) -> object:
-    """A setting by its key."""
-    value: object = recipe
-    for part in key.split("."):
-        value = getattr(value, part)
-    return value
 
 
 @dataclass

@@ -108,6 +108,14 @@ def all_settings() -> dict[str, Setting]:
     return {leaf.key: leaf for leaf in _leaves(Recipe, "")}
 
 
+def value_of(recipe: Recipe, key: str) -> object:
+    """A setting by its key."""
+    value: object = recipe
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value
+
+
 def sections() -> dict[str, str]:
     """Section names with what each is about; "" is the top level."""
     found = {"": _about(Recipe)}

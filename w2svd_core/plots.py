@@ -59,7 +59,7 @@ PLOTS: dict[str, tuple[Panel, ...]] = {
     "student": (
         Panel("Motion of the student's clips", "latent change per latent frame", ("student/motion",)),
         Panel("Spread of the student's clips", "standard deviation (latent units)", ("student/std",)),
-        Panel("Diversity of the student's clips", "distance of two clips (1 = as in the data)", ("student/diversity",)),
+        Panel("Diversity of the student's clips", "distance apart (1 = data)", ("student/diversity",)),
     ),
 }
 BARS = ("frechet_video", "motion", "diversity", "saturation", "flicker")

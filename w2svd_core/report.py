@@ -11,7 +11,7 @@ import numpy as np
 
 from .evaluation import Row
 from .files import write_text
-from .options import show
+from .options import show, value_of
 from .pictures import contact_sheet, side_by_side
 from .plots import write_plots
 from .run import RunFolder
@@ -165,13 +165,6 @@ def _settings(recipe: Recipe) -> list[str]:
         keys += ["matching.guidance_scale", "rollout.source", "rollout.reuse"]
     keys += ["data.folder", "data.frames", "data.height", "data.width", "data.fps"]
     keys += ["train.steps", "train.batch"]
-    lines = [f"| {key} | {show(_value(recipe, key))} |" for key in keys]
+    lines = [f"| {key} | {show(value_of(recipe, key))} |" for key in keys]
     table = "\n".join(["| setting | value |", "| --- | --- |", *lines])
     return ["## Settings", table, "Every setting: [recipe.yaml](recipe.yaml). Every number: `metrics.jsonl`."]
-
-
-def _value(recipe: Recipe, key: str) -> object:
-    value: object = recipe
-    for part in key.split("."):
-        value = getattr(value, part)
-    return value

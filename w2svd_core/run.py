@@ -46,14 +46,14 @@ def anchored(recipe: Recipe) -> Recipe:
     def absolute(path: str) -> str:
         return str(Path(path).resolve()) if path and Path(path).exists() else path
 
-    data = {"folder": absolute(recipe.data.folder), "cache": str(Path(recipe.data.cache).resolve())}
-    if recipe.data.folder == "portraits":
-        del data["folder"]
-    if not recipe.data.cache:
-        del data["cache"]
-    model = {} if recipe.model.path == "bundled" else {"path": absolute(recipe.model.path)}
+    data, model = recipe.data, recipe.model
+    places = {
+        "folder": data.folder if data.folder == "portraits" else absolute(data.folder),
+        "cache": str(Path(data.cache).resolve()) if data.cache else "",
+    }
+    path = model.path if model.path == "bundled" else absolute(model.path)
     return recipe.model_copy(
-        update={"data": recipe.data.model_copy(update=data), "model": recipe.model.model_copy(update=model)}
+        update={"data": data.model_copy(update=places), "model": model.model_copy(update={"path": path})}
     )
 
 
