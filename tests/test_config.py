@@ -73,7 +73,7 @@ def test_a_recipe_says_what_it_is_for_and_round_trips(name: str, tmp_path: Path)
 
 def test_what_the_recipes_stand_for() -> None:
     assert load_recipe("portraits").matching.alpha_weak == 0.25
-    assert list(load_recipe("portraits").student.sigmas) == [1, 0.9, 0.75, 0.5, 0]
+    assert list(load_recipe("portraits").student.sigmas) == [1, 0.857143, 0.666667, 0.4, 0]
     dmd = load_recipe("portraits_dmd")
     assert dmd.matching.alpha_weak == 0
     same = load_recipe("portraits", {"matching.alpha_weak": "0", "name": "portraits_dmd"})

@@ -23,7 +23,7 @@ from w2svd_core.generation import Way
 from w2svd_core.lora_metadata import LoraMetadata, Schedule
 
 Asked = Callable[..., tuple[Way, str]]
-FOUR = (1.0, 0.9, 0.75, 0.5, 0.0)
+FOUR = (1.0, 0.857143, 0.666667, 0.4, 0.0)
 TWO = (1.0, 0.6, 0.0)
 STUDENT = (Schedule(FOUR, "renoise", 3.0), Schedule(TWO, "euler"))
 FLOW = (Schedule(sigma_list(12, 2.0), "euler", 2.0, 2.5),)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .job import Bars
     from .loading import Loaded
 
-SEARCHED_SHIFTS = (1.0, 3.0, 5.0)
+SEARCHED_SHIFTS = (2.0, 3.0, 5.0)
 SEARCHED_GUIDANCE = (1.5, 2.5, 3.5)
 ALIKE = ("method", "data.folder", "data.frames", "data.height", "data.width", "data.fps", "evaluate.seed")
 
@@ -39,7 +39,7 @@ def parser() -> Parser:
     door.add_argument("--clips", default="512", help="clips for each row of a model; default 512")
     out = "table to write, with a .json beside it; default table.md"
     door.add_argument("--out", type=Path, default=Path("table.md"), help=out)
-    search = "the few-step Euler row takes its best of three shifts (1, 3, 5) and guidances (1.5, 2.5, 3.5)"
+    search = "the few-step Euler row takes its best of three shifts (2, 3, 5) and guidances (1.5, 2.5, 3.5)"
     door.add_argument("--euler-search", action="store_true", help=search)
     add_arguments(door)
     return door
