@@ -29,6 +29,7 @@ from w2svd_core.backbones.base import Architecture
 from w2svd_core.condition import Condition
 from w2svd_core.data.latents import LatentSet
 from w2svd_core.distillation import Distillation
+from w2svd_core.geometry import LatentGeometry
 from w2svd_core.learner import Learner, lr_schedule
 from w2svd_core.roles import Query, SharedModel
 from w2svd_core.rollout import exit_law
@@ -65,7 +66,7 @@ class Size:
 
 WAN_14B = Size(  # 832 x 480, 81 frames
     Architecture(heads=40, head_dim=128, ffn_dim=13824, layers=40, text_dim=4096),
-    latents=backbone("wan").geometry.latent_shape(81, 480, 832),
+    latents=LatentGeometry(channels=16, space=8, time=4, patch=2).latent_shape(81, 480, 832),
     tokens=512,
     rank=64,
 )

@@ -26,7 +26,11 @@ from w2svd_core.config import (
 from w2svd_core.errors import UserError
 from w2svd_core.settings import Section
 
-RECIPES = ("portraits", "portraits_dmd", "portraits_long", "portraits_teacher", "w2svd_paper")
+RECIPES = (
+    *("portraits", "portraits_dmd", "portraits_image", "portraits_image_teacher", "portraits_long"),
+    *("portraits_teacher", "w2svd_paper"),
+    *("wan_finetune", "wan_i2v_14b", "wan_portraits", "wan_t2v_14b", "wan_t2v_1_3b", "wan_ti2v_5b"),
+)
 
 
 def write(folder: Path, text: str, name: str = "mine.yaml") -> Path:

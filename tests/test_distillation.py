@@ -333,7 +333,7 @@ def test_visited_samples_go_into_the_pool_under_their_own_steps(
     tape = Tape(program)
     program.round(0)
     rollout = tape.rollouts[0]
-    held = program.pool.tensors()
+    held = program.pools.of(rollout.x_t).tensors()
     steps = {int(name.split("/")[0]) for name in held}
     assert steps == (set(range(rollout.step + 1)) if source == "backward_simulation" else {rollout.step})
     for step, x0 in enumerate(rollout.visited):

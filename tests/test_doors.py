@@ -13,11 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from w2svd_core import evaluate, sample, train
+from w2svd_core.assembly import bundled_encoders
 from w2svd_core.backbones import backbone
 from w2svd_core.backbones.base import Architecture
 from w2svd_core.config import all_settings, load_recipe
+from w2svd_core.data.codec import decode_pixels
 from w2svd_core.data.portraits import render_folder
 from w2svd_core.data.video import read_video
 from w2svd_core.errors import guarded
@@ -256,6 +259,20 @@ def test_a_clip_depends_on_its_seed_alone(place: Path, run: Path, door: Door) ->
     door(sample.main, run, "--prompt", PROMPT, "--seed", 7, "--out", place / "one.mp4")
     assert np.array_equal(several[1], pixels(place / "one.mp4"))
     assert not np.array_equal(several[0], several[1]) and not np.array_equal(several[1], several[3])
+
+
+def test_a_clip_comes_as_video_frames_or_latents(place: Path, run: Path, door: Door) -> None:
+    common = [run, "--prompt", PROMPT, "--seed", 7, "--out"]
+    for name in ("frames", "latents.safetensors", "form.mp4"):
+        assert door(sample.main, *common, place / name)[0] == 0
+    frames = np.stack([np.asarray(Image.open(path)) for path in sorted((place / "frames").iterdir())])
+    tensors, about = read_safetensors(place / "latents.safetensors")
+    assert about["prompt"] == PROMPT and about["seed"] == "7" and about["fps"] == "8"
+    decoded = decode_pixels(bundled_encoders().codec, tensors["latents"])[0]
+    assert np.array_equal(frames, decoded)
+    assert np.abs(frames.astype(float) - pixels(place / "form.mp4")).mean() < 16  # noise in 4:2:0; of another seed: 50
+    assert "with files in it" in refused(door(sample.main, *common, place / "frames"))
+    assert len(list((place / "frames").iterdir())) == 5
 
 
 def test_other_step_counts_are_warned_of(place: Path, run: Path, door: Door) -> None:

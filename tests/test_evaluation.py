@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from w2svd_core.assembly import Encoders, bundled_encoders
+from w2svd_core.assembly import bundled_encoders
 from w2svd_core.config import check_recipe
+from w2svd_core.data.encoder_source import LoadedEncoders
 from w2svd_core.data.portraits import caption, portrait_from_seed, render, render_folder
 from w2svd_core.data.video import read_video
 from w2svd_core.errors import UserError
@@ -22,7 +23,7 @@ SIZE: dict[str, object] = {"data.frames": 5, "data.height": 32, "data.width": 32
 
 
 @pytest.fixture(scope="module")
-def encoders() -> Encoders:
+def encoders() -> LoadedEncoders:
     return bundled_encoders()
 
 
@@ -53,7 +54,7 @@ class Told:
         self.last[what] = (done, count)
 
 
-def test_own_clips_are_the_test(folder: Path, encoders: Encoders) -> None:
+def test_own_clips_are_the_test(folder: Path, encoders: LoadedEncoders) -> None:
     told = Told()
     test = held_out(recipe({"data.folder": str(folder)}), encoders, told)
     assert told.last == {"reading your clips": (3, 3)}
@@ -69,10 +70,10 @@ def test_own_clips_are_the_test(folder: Path, encoders: Encoders) -> None:
     assert test.shape == encoders.codec.geometry.latent_shape(5, 32, 32)
 
 
-def test_rows_of_own_clips(folder: Path, encoders: Encoders, tmp_path: Path) -> None:
+def test_rows_of_own_clips(folder: Path, encoders: LoadedEncoders, tmp_path: Path) -> None:
     mine = recipe({"data.folder": str(folder)})
     test = held_out(mine, encoders, Told())
-    rows = [data_row(test), codec_row(mine, encoders, test, tmp_path)]
+    rows = [data_row(test), codec_row(mine, test, tmp_path)]
     for row in rows:
         assert set(row.values) == KNOWN and row.clips == 3 and row.steps is None
         assert row.captions == ("a cat", "a dog", "a horse") and row.shown.shape == (3, 5, 32, 32, 3)
@@ -80,14 +81,14 @@ def test_rows_of_own_clips(folder: Path, encoders: Encoders, tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_no_more_own_clips_than_the_table_has(tmp_path: Path, encoders: Encoders) -> None:
+def test_no_more_own_clips_than_the_table_has(tmp_path: Path, encoders: LoadedEncoders) -> None:
     render_folder(tmp_path, 52, 0, 5, 32, 32, 8.0)
     test = held_out(recipe({"data.folder": str(tmp_path)}), encoders, Told())
     assert len(test.data) == len(test.data_captions) == 50 and len(test.captions) == 50
     assert test.captions == tuple(test.data_captions[i // 2] for i in range(50))
 
 
-def test_own_clips_that_do_not_serve(folder: Path, encoders: Encoders, tmp_path: Path) -> None:
+def test_own_clips_that_do_not_serve(folder: Path, encoders: LoadedEncoders, tmp_path: Path) -> None:
     for settings, words in (
         ({"data.folder": str(folder), "data.frames": 9}, r"0000007\.mp4 is too short: it has 5 frames at 8 fps"),
         ({"data.folder": str(tmp_path)}, "holds no clips"),
@@ -97,7 +98,7 @@ def test_own_clips_that_do_not_serve(folder: Path, encoders: Encoders, tmp_path:
             held_out(recipe(settings), encoders, Told())
 
 
-def test_portraits_are_held_out(encoders: Encoders) -> None:
+def test_portraits_are_held_out(encoders: LoadedEncoders) -> None:
     told = Told()
     portraits = recipe({})
     test = held_out(portraits, encoders, told)

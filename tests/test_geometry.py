@@ -7,7 +7,6 @@ import re
 import pytest
 import torch
 
-from w2svd_core.backbones import backbone
 from w2svd_core.data.codec import PortraitCodec
 from w2svd_core.errors import UserError
 from w2svd_core.geometry import LatentGeometry
@@ -51,7 +50,3 @@ def test_the_codec_makes_what_its_geometry_says() -> None:
     latents = codec.encode(torch.zeros(2, 3, 9, 16, 24))
     assert latents.shape == (2, *codec.geometry.latent_shape(9, 16, 24))
     assert codec.decode(latents).shape == (2, 3, 9, 16, 24)
-
-
-def test_wan_has_its_own_geometry() -> None:
-    assert backbone("wan").geometry == WAN

@@ -1,17 +1,20 @@
 """Roles are arguments of a call: exact forward, exact gradients, whatever else the model does in between.
 
-The reference is the plain way: an untouched base, or a copy of it with one ordinary PEFT adapter.
+Every test runs on every kind of Wan. The reference is the plain way: an untouched base, or a copy of it with one
+ordinary PEFT adapter.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import pytest
 import torch
 from torch import Tensor, nn
+from wan_kinds import KINDS, by_hand, condition_of, new_wan, points_of, with_roles
 
 from w2svd_core.backbones import backbone
 from w2svd_core.condition import Condition
@@ -19,13 +22,36 @@ from w2svd_core.roles import Query, Role, SharedModel
 
 Models = Callable[..., SharedModel]
 Conditions = Callable[..., Condition]
+Points = Callable[..., Tensor]
 Trained = Literal["fake", "generator"]
 WAN = backbone("wan")
 SIGMA = torch.tensor([0.9, 0.35])
 
 
-def points(rows: int = 2, seed: int = 0) -> Tensor:
-    return torch.randn(rows, 16, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
+@pytest.fixture(scope="module", params=list(KINDS))
+def kind(request: pytest.FixtureRequest) -> str:
+    """Every test of a role runs on every kind of Wan."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def pristine(kind: str) -> nn.Module:
+    return new_wan(kind)
+
+
+@pytest.fixture(scope="module")
+def new_shared(pristine: nn.Module) -> Models:
+    return partial(with_roles, pristine)
+
+
+@pytest.fixture(scope="module")
+def texts(kind: str) -> Conditions:
+    return partial(condition_of, kind)
+
+
+@pytest.fixture(scope="module")
+def points(kind: str) -> Points:
+    return partial(points_of, kind)
 
 
 def plain_adapter(pristine: nn.Module, shared: SharedModel, role: Trained) -> nn.Module:
@@ -45,13 +71,6 @@ def plain_adapter(pristine: nn.Module, shared: SharedModel, role: Trained) -> nn
     return model
 
 
-def output(model: nn.Module, x_t: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
-    """The real class called by hand."""
-    text = condition.fields["text"]
-    found: Tensor = model(x_t, timestep=1000 * sigma, encoder_hidden_states=text, return_dict=False)[0]
-    return found
-
-
 def gradients(parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
     """Takes the gradients out of the parameters; each must have one."""
     found = {}
@@ -68,10 +87,10 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 
 
 def reference_gradients(
-    pristine: nn.Module, shared: SharedModel, role: Trained, condition: Condition
+    pristine: nn.Module, shared: SharedModel, role: Trained, x_t: Tensor, condition: Condition
 ) -> dict[str, Tensor]:
     model = plain_adapter(pristine, shared, role)
-    output(model, points(), SIGMA, condition).square().sum().backward()
+    by_hand(model, x_t, SIGMA, condition).square().sum().backward()
     return gradients({name: p for name, p in model.named_parameters() if ".lora_" in name})
 
 
@@ -79,26 +98,26 @@ def reference_gradients(
 
 
 def test_the_teacher_is_the_untouched_base_bit_for_bit(
-    pristine: nn.Module, new_shared: Models, texts: Conditions
+    pristine: nn.Module, new_shared: Models, texts: Conditions, points: Points
 ) -> None:
     with torch.no_grad():
         found = new_shared().predict("teacher", points(), SIGMA, texts(2))
-        assert torch.equal(found, output(pristine, points(), SIGMA, texts(2)))
+        assert torch.equal(found, by_hand(pristine, points(), SIGMA, texts(2)))
 
 
 @pytest.mark.parametrize("role", ["fake", "generator"])
 def test_a_role_is_plain_peft_bit_for_bit(
-    pristine: nn.Module, new_shared: Models, texts: Conditions, role: Trained
+    pristine: nn.Module, new_shared: Models, texts: Conditions, points: Points, role: Trained
 ) -> None:
     shared = new_shared()
     with torch.no_grad():
-        expected = output(plain_adapter(pristine, shared, role), points(), SIGMA, texts(2))
+        expected = by_hand(plain_adapter(pristine, shared, role), points(), SIGMA, texts(2))
         assert torch.equal(shared.predict(role, points(), SIGMA, texts(2)), expected)
-        assert not torch.allclose(expected, output(pristine, points(), SIGMA, texts(2)), atol=1e-3)
+        assert not torch.allclose(expected, by_hand(pristine, points(), SIGMA, texts(2)), atol=1e-3)
 
 
 def test_alpha_is_the_share_of_the_adapter_not_alpha_over_rank(
-    pristine: nn.Module, new_shared: Models, texts: Conditions
+    pristine: nn.Module, new_shared: Models, texts: Conditions, points: Points
 ) -> None:
     shared = new_shared(alpha_weak=0.25, critic_rank=8)
     merged, state = copy.deepcopy(pristine), shared.base.state_dict()
@@ -107,20 +126,20 @@ def test_alpha_is_the_share_of_the_adapter_not_alpha_over_rank(
             if f"{name}.lora_A.fake.weight" in state:
                 delta = state[f"{name}.lora_B.fake.weight"] @ state[f"{name}.lora_A.fake.weight"]
                 module.weight += 0.25 * delta  # W + alpha_weak D
-        expected = output(merged, points(), SIGMA, texts(2))
+        expected = by_hand(merged, points(), SIGMA, texts(2))
         found = shared.predict("real", points(), SIGMA, texts(2))
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_alpha_weak_zero_makes_the_real_score_the_base_bit_for_bit(
-    pristine: nn.Module, new_shared: Models, texts: Conditions
+    pristine: nn.Module, new_shared: Models, texts: Conditions, points: Points
 ) -> None:
     with torch.no_grad():
         found = new_shared(alpha_weak=0.0).predict("real", points(), SIGMA, texts(2))
-        assert torch.equal(found, output(pristine, points(), SIGMA, texts(2)))
+        assert torch.equal(found, by_hand(pristine, points(), SIGMA, texts(2)))
 
 
-def test_batched_scores_equal_separate_ones(new_shared: Models, texts: Conditions) -> None:
+def test_batched_scores_equal_separate_ones(new_shared: Models, texts: Conditions, points: Points) -> None:
     shared, null = new_shared(), texts(1, seed=9).expand(2)
     queries = [
         Query("fake", points(), SIGMA, texts(2)),
@@ -136,7 +155,9 @@ def test_batched_scores_equal_separate_ones(new_shared: Models, texts: Condition
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
 
 
-def test_a_full_copy_does_not_share_a_batch_with_the_base(new_shared: Models, texts: Conditions) -> None:
+def test_a_full_copy_does_not_share_a_batch_with_the_base(
+    new_shared: Models, texts: Conditions, points: Points
+) -> None:
     with pytest.raises(ValueError, match="full-copy"):
         new_shared(student_rank=0).predict_x0_together([Query("generator", points(), SIGMA, texts(2))])
 
@@ -147,7 +168,7 @@ def test_a_full_copy_does_not_share_a_batch_with_the_base(new_shared: Models, te
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("between", ["teacher", "real", "fake"])
 def test_another_role_between_forward_and_backward_leaves_the_gradients_exact(
-    pristine: nn.Module, new_shared: Models, texts: Conditions, between: Role, checkpointing: bool
+    pristine: nn.Module, new_shared: Models, texts: Conditions, points: Points, between: Role, checkpointing: bool
 ) -> None:
     shared = new_shared(checkpointing=checkpointing)
     loss = shared.predict("generator", points(), SIGMA, texts(2)).square().sum()
@@ -156,26 +177,26 @@ def test_another_role_between_forward_and_backward_leaves_the_gradients_exact(
         shared.predict_x0_together([Query(between, points(3), SIGMA[:1].expand(3), texts(3))])
     loss.backward()
     found = gradients(shared.parameters("generator"))
-    assert_same(found, reference_gradients(pristine, shared, "generator", texts(2)))
+    assert_same(found, reference_gradients(pristine, shared, "generator", points(), texts(2)))
     assert all(p.grad is None for p in shared.parameters("fake").values())
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_two_live_graphs_have_exact_gradients(
-    pristine: nn.Module, new_shared: Models, texts: Conditions, checkpointing: bool
+    pristine: nn.Module, new_shared: Models, texts: Conditions, points: Points, checkpointing: bool
 ) -> None:
     shared = new_shared(checkpointing=checkpointing)
     student = shared.predict("generator", points(), SIGMA, texts(2)).square().sum()
     critic = shared.predict("fake", points(), SIGMA, texts(2)).square().sum()
     (student + critic).backward()
     for role in ("generator", "fake"):
-        expected = reference_gradients(pristine, shared, role, texts(2))
+        expected = reference_gradients(pristine, shared, role, points(), texts(2))
         assert_same(gradients(shared.parameters(role)), expected)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_a_full_copy_has_exact_gradients_with_scores_in_between(
-    pristine: nn.Module, new_shared: Models, texts: Conditions, checkpointing: bool
+    pristine: nn.Module, new_shared: Models, texts: Conditions, points: Points, checkpointing: bool
 ) -> None:
     shared = new_shared(student_rank=0, checkpointing=checkpointing)
     loss = shared.predict("generator", points(), SIGMA, texts(2)).square().sum()
@@ -183,11 +204,13 @@ def test_a_full_copy_has_exact_gradients_with_scores_in_between(
         shared.predict("real", points(), SIGMA, texts(2))
     loss.backward()
     model = copy.deepcopy(pristine).requires_grad_(True)
-    output(model, points(), SIGMA, texts(2)).square().sum().backward()
+    by_hand(model, points(), SIGMA, texts(2)).square().sum().backward()
     assert_same(gradients(shared.parameters("generator")), gradients(dict(model.named_parameters())))
 
 
-def test_strengths_of_rows_have_exact_gradients_under_checkpointing(new_shared: Models, texts: Conditions) -> None:
+def test_strengths_of_rows_have_exact_gradients_under_checkpointing(
+    new_shared: Models, texts: Conditions, points: Points
+) -> None:
     def found(checkpointing: bool) -> dict[str, Tensor]:
         shared = new_shared(checkpointing=checkpointing)
         queries = [Query(role, points(), SIGMA, texts(2)) for role in ("fake", "real", "teacher")]
@@ -200,7 +223,7 @@ def test_strengths_of_rows_have_exact_gradients_under_checkpointing(new_shared: 
     assert_same(found(checkpointing=True), found(checkpointing=False))
 
 
-def test_a_critic_learns_the_same_from_a_batch_of_roles(new_shared: Models, texts: Conditions) -> None:
+def test_a_critic_learns_the_same_from_a_batch_of_roles(new_shared: Models, texts: Conditions, points: Points) -> None:
     shared = new_shared()
     queries = [Query(role, points(), SIGMA, texts(2)) for role in ("fake", "real")]
     sum(x0.square().mean() for x0 in shared.predict_x0_together(queries)).backward()  # type: ignore[union-attr]
@@ -218,7 +241,7 @@ def test_a_critic_learns_the_same_from_a_batch_of_roles(new_shared: Models, text
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("student_rank", [0, 4])
 def test_requires_grad_never_flips(
-    new_shared: Models, texts: Conditions, checkpointing: bool, student_rank: int
+    new_shared: Models, texts: Conditions, points: Points, checkpointing: bool, student_rank: int
 ) -> None:
     shared = new_shared(checkpointing=checkpointing, student_rank=student_rank)
     parameters = dict(shared.base.named_parameters())
@@ -237,13 +260,15 @@ def test_requires_grad_never_flips(
     assert len(seen) >= 4 and all(seen)
 
 
-def test_a_failing_call_leaves_no_role_behind(pristine: nn.Module, new_shared: Models, texts: Conditions) -> None:
+def test_a_failing_call_leaves_no_role_behind(
+    pristine: nn.Module, new_shared: Models, texts: Conditions, points: Points
+) -> None:
     shared = new_shared()
     with pytest.raises(RuntimeError):
         shared.predict("fake", points()[:, :3], SIGMA, texts(2))  # 3 channels instead of 16
     with torch.no_grad():  # a plain call of the base has no adapter
-        found = output(shared.base, points(), SIGMA, texts(2))
-        assert torch.equal(found, output(pristine, points(), SIGMA, texts(2)))
+        found = by_hand(shared.base, points(), SIGMA, texts(2))
+        assert torch.equal(found, by_hand(pristine, points(), SIGMA, texts(2)))
 
 
 def test_the_base_state_is_the_untouched_base(pristine: nn.Module, new_shared: Models) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,20 @@ from torch import Tensor
 
 from .backbones import backbone
 from .backbones.base import Architecture, Backbone
-from .data.codec import Codec, load_portrait_codec
-from .data.latents import LatentSet, Progress, load_latents
-from .data.prompts import HashedWords, PromptEncoder
+from .data.codec import load_portrait_codec
+from .data.encoder_source import EncoderSource, LoadedEncoders
+from .data.latents import Progress, load_latents
+from .data.prepare import prepare
+from .data.prompts import HashedWords
+from .data.training_set import TrainingSet
+from .data.wanted import prepared_set
 from .distillation import Distillation
 from .errors import UserError
 from .files import dtype_named
+from .hub import fetched
 from .learner import Learner, lr_schedule
+from .lora_algebra import merge_files, read_at_rank
+from .lora_files import load_into_peft
 from .pretraining import FlowMatching
 from .roles import FAKE, GENERATOR, SharedModel
 from .settings import Model, Optimizer, Recipe
@@ -32,51 +39,84 @@ BUNDLED_CODEC = ASSETS / "portrait_codec.safetensors"
 
 
 @dataclass(frozen=True)
-class Encoders:
-    """What turns pixels and words into what the model takes."""
-
-    codec: Codec
-    prompts: PromptEncoder
-
-
-@dataclass(frozen=True)
 class Job:
     """A run, ready to be driven."""
 
     model: SharedModel
-    encoders: Encoders
-    data: LatentSet
+    source: EncoderSource
+    data: TrainingSet
     program: Program
     student: Learner
 
 
-def bundled_encoders() -> Encoders:
+def bundled_encoders() -> LoadedEncoders:
     """The portrait codec and the hashed words."""
-    return Encoders(load_portrait_codec(BUNDLED_CODEC), HashedWords())
+    return LoadedEncoders(load_portrait_codec(BUNDLED_CODEC), HashedWords())
 
 
-def load_base(settings: Model, encoders: Encoders, seed: int) -> tuple[Backbone, torch.nn.Module]:
-    """The family and its model: from `model.path`, or with random weights.
+def located(settings: Model) -> Model:
+    """The same model with every part on this machine: the bundled one by its path, hub repositories fetched."""
+    path = str(BUNDLED_TEACHER) if settings.path == "bundled" else settings.path
+    return fetched(settings.model_copy(update={"path": path}))
+
+
+def encoder_source(settings: Model, device: torch.device) -> EncoderSource:
+    """What turns pixels and words into what the model takes: the bundled encoders, or the model's own, to be loaded.
 
     Raises:
-        UserError: the model is not there, broken, or takes other latents or conditions than the encoders make.
+        UserError: the model is not there, or of a kind that is not supported.
+    """
+    settings, family = located(settings), backbone(settings.family)
+    if settings.encoders == "own":
+        return family.encoder_source(settings, device)
+    bundled = bundled_encoders()
+    return replace(bundled, start=family.start_encoder(settings, bundled.codec))
+
+
+def training_set(recipe: Recipe, source: EncoderSource, progress: Progress) -> TrainingSet:
+    """The recipe's clips or prompts as the model takes them.
+
+    What the bundled encoders make is made here; what a model's own make must have been prepared.
+
+    Raises:
+        UserError: the clips do not serve, or are not prepared for this recipe.
+    """
+    d = recipe.data
+    if isinstance(source, LoadedEncoders):
+        if not d.prompts and d.buckets == 1 and not d.min_frames:
+            return load_latents(d, source, progress)
+        prepare(d, source, progress)
+    return prepared_set(d, source, source.geometry, progress)
+
+
+def load_base(settings: Model, source: EncoderSource, seed: int) -> tuple[Backbone, torch.nn.Module]:
+    """The family and its model: from `model.path` with `model.loras` merged into it, as `model.init` says, or random.
+
+    Raises:
+        UserError: the model is not there, broken, or takes other latents or prompts than the encoders make.
     """
     family = backbone(settings.family)
     if settings.init == "random":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            width = encoders.prompts.width
-            sizes = Architecture(settings.heads, settings.head_dim, settings.ffn_dim, settings.layers, width)
+            s = settings
+            sizes = Architecture(s.heads, s.head_dim, s.ffn_dim, s.layers, source.width, s.first_frame)
             return family, family.build(sizes)
-    path = BUNDLED_TEACHER if settings.path == "bundled" else Path(settings.path)
-    model = family.load(path, dtype_named(settings.precision)).eval()
-    family.check_fit(model, encoders.codec.geometry, encoders.prompts.encode([""]))
+    model = family.load(Path(located(settings).path), dtype_named(settings.precision)).eval()
+    family.check_fit(model, source.geometry, source.width)
+    merge_files(model, settings.loras, family.keys)
+    if settings.init == "first_frame":
+        model = family.with_first_frame(model).eval()
     return family, model
 
 
-def shared_model(recipe: Recipe, encoders: Encoders, device: torch.device) -> SharedModel:
-    """The base with the adapters that the recipe asks for."""
-    family, base = load_base(recipe.model, encoders, recipe.seed)
+def shared_model(recipe: Recipe, source: EncoderSource, device: torch.device) -> SharedModel:
+    """The base with the adapters that the recipe asks for.
+
+    Raises:
+        UserError: as `load_base`; or the LoRA in `student.init` is none for this model.
+    """
+    family, base = load_base(recipe.model, source, recipe.seed)
     distils = recipe.method == "distribution_matching"
     model = SharedModel(
         family,
@@ -88,9 +128,27 @@ def shared_model(recipe: Recipe, encoders: Encoders, device: torch.device) -> Sh
         checkpointing=recipe.model.gradient_checkpointing,
         seed=recipe.seed,
     )
+    if recipe.student.init and model.copy is None:
+        start_adapters(model, Path(recipe.student.init), recipe.student.rank)
     if recipe.model.compile and model.copy is not None:
         _compile(family.blocks(model.copy))
     return model
+
+
+def start_adapters(model: SharedModel, path: Path, rank: int) -> None:
+    """Let the student's adapter start from a few-step LoRA, brought to its rank.
+
+    The critic starts from the base: its warm-up teaches it the student's samples, as DMD's does (arXiv 2311.18828).
+
+    Raises:
+        UserError: not a LoRA, or of another model.
+    """
+    _, homeless = load_into_peft(model.base, GENERATOR, read_at_rank(path, model.backbone.keys, rank))
+    if homeless:
+        raise UserError(
+            f"student.init {path} has {len(homeless)} layers that take no adapter here ({', '.join(homeless[:3])}); "
+            f"adapters are trained of {', '.join(model.backbone.lora_targets)}"
+        )
 
 
 def _compile(blocks: Iterable[torch.nn.Module]) -> None:
@@ -107,17 +165,19 @@ def assemble(recipe: Recipe, accelerator: Any, progress: Progress) -> Job:
         accelerator: accelerate's, for the device and the processes.
         progress: told what is being prepared.
     """
-    encoders = bundled_encoders()
-    data = load_latents(recipe.data, encoders.codec, encoders.prompts, progress)
-    model = shared_model(recipe, encoders, accelerator.device)
+    source = encoder_source(recipe.model, accelerator.device)
+    data = training_set(recipe, source, progress)
+    model = shared_model(recipe, source, accelerator.device)
+    _, condition = data.batch(data.rows(0, 1, recipe.seed), torch.device("cpu"))
+    model.backbone.check_condition(model.base, condition)
     reduce = (lambda grad: accelerator.reduce(grad, "mean")) if accelerator.num_processes > 1 else None
     rank = accelerator.process_index
     student = _learner(recipe, model, GENERATOR, recipe.student, recipe.train.steps, recipe.student.ema, reduce)
     if recipe.method == "flow_matching":
-        return Job(model, encoders, data, FlowMatching(recipe, model, data, student, rank), student)
+        return Job(model, source, data, FlowMatching(recipe, model, data, student, rank), student)
     rounds = recipe.critic.warmup + recipe.train.steps
     critic = _learner(recipe, model, FAKE, recipe.critic, rounds * recipe.critic.updates, 0.0, reduce)
-    return Job(model, encoders, data, Distillation(recipe, model, data, student, critic, rank), student)
+    return Job(model, source, data, Distillation(recipe, model, data, student, critic, rank), student)
 
 
 def _learner(

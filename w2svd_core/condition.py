@@ -14,8 +14,9 @@ from torch import Tensor
 class Condition:
     """Named tensors that share their first dimension, the batch.
 
-    Which names there are is the backbone's affair (`backbones.Backbone.condition_fields`); everybody else only carries
-    the value along. For a text-to-video model it is `{"text": (B, tokens, width)}`.
+    Which names there are is the backbone's affair (`backbones.base.Facts.needs`); everybody else only carries the value
+    along. For a text-to-video model it is `{"text": (B, tokens, width)}`; a first frame adds `start`, its latents, and
+    `image`, its embedding.
     """
 
     fields: Mapping[str, Tensor]
@@ -33,6 +34,11 @@ class Condition:
     def expand(self, count: int) -> Condition:
         """Repeat a single row `count` times without copying it."""
         return Condition({name: v.expand(count, *v.shape[1:]) for name, v in self.fields.items()})
+
+    def instead(self, null: Condition) -> Condition:
+        """The same rows without what guidance leaves out: the fields of `null` (one row) take the place of these."""
+        empty = null.expand(len(self)).fields
+        return Condition({name: empty.get(name, value) for name, value in self.fields.items()})
 
     def where(self, keep: Tensor, other: Condition) -> Condition:
         """Rows of self where `keep` (B,) is true, of `other` elsewhere."""

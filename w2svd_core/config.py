@@ -26,6 +26,7 @@ from .options import (
     settings_help,
     show,
     suggestion,
+    value_of,
 )
 from .settings import Recipe
 
@@ -38,6 +39,7 @@ __all__ = [
     "check_recipe",
     "load_recipe",
     "parse_arguments",
+    "recipe_from",
     "recipe_names",
     "recipe_to_yaml",
     "settings_help",
@@ -94,6 +96,16 @@ def check_recipe(values: Mapping[str, object], where: str) -> Recipe:
         UserError: as `load_recipe`; `where` names the place, such as "in node W2SVD Train".
     """
     return _build(_from_overrides(values, where), where)
+
+
+def recipe_from(recipe: Recipe, place: str) -> Recipe:
+    """A recipe that was put together from parts, checked as a whole.
+
+    Raises:
+        UserError: the parts do not fit together; `place` says whose they are.
+    """
+    leaves = {key: value_of(recipe, key) for key in all_settings()}
+    return _build({key: _Given(value, place) for key, value in leaves.items()}, place)
 
 
 def recipe_to_yaml(recipe: Recipe) -> str:
@@ -213,7 +225,7 @@ def _flatten(node: yaml.MappingNode, prefix: str, title: str, into: _Values) -> 
 def _plain(node: yaml.Node, leaf: Setting | None) -> object:
     """The value of a node, read as the setting's own type, so `1e-4` is a number and `no` may be a name."""
     if isinstance(node, yaml.SequenceNode):
-        element = replace(leaf, kind="float") if leaf else None
+        element = replace(leaf, kind="text" if leaf.kind == "texts" else "float") if leaf else None
         scalars = all(isinstance(part, yaml.ScalarNode) for part in node.value)  # a list may hold itself
         return tuple(_plain(part, element) for part in node.value) if scalars else "a list of lists"
     if not isinstance(node, yaml.ScalarNode):

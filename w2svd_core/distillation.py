@@ -7,21 +7,21 @@ critic. Nothing is simulated twice.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from .condition import Condition
-from .data.latents import LatentSet
+from .data.training_set import TrainingSet
 from .flow import score_times
 from .learner import Learner
 from .objectives.distribution_matching import matching_gradient, matching_loss, relative_diversity, watch
 from .objectives.flow_matching import denoising_loss
 from .objectives.ground_truth import ground_truth_gradient
-from .randomness import generator, shuffled_rows
+from .randomness import generator
 from .roles import Query, SharedModel
-from .rollout import Rollout, VisitPool, draw_exit, noise_data, simulate
+from .rollout import Rollout, VisitPools, draw_exit, noise_data, simulate
 from .sampling import guide
 from .settings import Recipe
 
@@ -48,7 +48,7 @@ class Distillation:
         self,
         recipe: Recipe,
         model: SharedModel,
-        data: LatentSet,
+        data: TrainingSet,
         student: Learner,
         critic: Learner,
         rank: int = 0,
@@ -58,7 +58,7 @@ class Distillation:
         self.rank = rank
         self.process = model.backbone.process
         self.sigmas = recipe.student.sigmas
-        self.pool = VisitPool(len(self.sigmas) - 1, max(recipe.rollout.pool, recipe.train.batch))
+        self.pools = VisitPools(len(self.sigmas) - 1, max(recipe.rollout.pool, recipe.train.batch))
         self.null = data.null.to(model.device)
 
     @property
@@ -81,28 +81,29 @@ class Distillation:
     def _rng(self, index: int, *purpose: int | str) -> torch.Generator:
         return generator(self.recipe.seed, index, *purpose, self.rank)
 
-    def _noise(self, like: Tensor, index: int, *purpose: int | str) -> Tensor:
-        return torch.randn(like.shape, generator=self._rng(index, *purpose)).to(self.model.device)
+    def _noise(self, shape: Sequence[int], index: int, *purpose: int | str) -> Tensor:
+        return torch.randn(tuple(shape), generator=self._rng(index, *purpose)).to(self.model.device)
 
-    def _batch(self, index: int, draw: int) -> tuple[Tensor, Condition]:
-        """Clips and conditions of the `draw`-th rollout of a round."""
+    def _batch(self, index: int, draw: int) -> tuple[Tensor | None, Condition, tuple[int, ...]]:
+        """Clips (none with prompts alone), conditions, and shape of the latents of the `draw`-th rollout of a round."""
         batch = self.recipe.train.batch
         draws = 1 + self.recipe.critic.updates if self.recipe.rollout.reuse == "fresh" else 1
         place = (index * draws + draw) * batch
-        rows = shuffled_rows(len(self.data), place, batch, self.recipe.seed + 7919 * self.rank)
-        return self.data.batch(rows, self.model.device)
+        rows = self.data.rows(place, batch, self.recipe.seed + 7919 * self.rank)
+        return *self.data.batch(rows, self.model.device), (batch, *self.data.shape(rows))
 
     def _rollout(self, index: int, draw: int) -> Rollout:
         """The `draw`-th rollout of a round."""
-        latents, condition = self._batch(index, draw)
+        latents, condition, shape = self._batch(index, draw)
         step = draw_exit(len(self.sigmas) - 1, generator(self.recipe.seed, index, draw, "exit"))
         if self.recipe.rollout.source == "noised_data":
-            noise = self._noise(latents, index, draw, "rollout", 0)
+            assert latents is not None  # the settings refuse prompts alone
+            noise = self._noise(shape, index, draw, "rollout", 0)
             return noise_data(self.process, latents, noise, self.sigmas, step, condition)
         return simulate(
             lambda x_t, sigma: self.model.predict_x0("generator", x_t, sigma, condition),
             self.process,
-            lambda i: self._noise(latents, index, draw, "rollout", i),
+            lambda i: self._noise(shape, index, draw, "rollout", i),
             self.sigmas,
             self.recipe.student.sampler,
             step,
@@ -117,16 +118,18 @@ class Distillation:
         m = self.recipe.matching
         x0 = self.model.predict_x0("generator", rollout.x_t, rollout.sigma, rollout.condition)
         sigma = self._score_sigma(len(x0), index, "generator")
-        noised = self.process.noise(x0.detach(), self._noise(x0, index, "score"), sigma)
+        noised = self.process.noise(x0.detach(), self._noise(x0.shape, index, "score"), sigma)
         fake, real = self._scores(noised, sigma, rollout.condition)
-        gradient = matching_gradient(x0, fake, real, m.normaliser_floor)
+        free = self.model.backbone.free(rollout.condition, x0)
+        gradient = matching_gradient(x0, fake, real, m.normaliser_floor, free)
         if m.ground_truth_weight and rollout.data is not None:
-            pull = ground_truth_gradient(x0, fake, rollout.data, m.normaliser_floor)
+            pull = ground_truth_gradient(x0, fake, rollout.data, m.normaliser_floor, free)
             gradient = gradient + m.ground_truth_weight * pull
         logs = self.student.update(matching_loss(x0, gradient))
         gap = watch(x0, fake, real)
         found = x0.detach()
-        diversity = relative_diversity(found, self._batch(index, 0)[0])
+        clips, _, _ = self._batch(index, 0)
+        diversity = None if clips is None else relative_diversity(found, clips)
         if diversity is not None:
             logs["student/diversity"] = diversity
         return found, logs | {
@@ -157,7 +160,7 @@ class Distillation:
         m = self.recipe.matching
         queries = [Query("fake", noised, sigma, condition), Query("real", noised, sigma, condition)]
         if m.guidance_scale != 1.0:
-            queries.append(Query("real", noised, sigma, self.null.expand(len(noised))))
+            queries.append(Query("real", noised, sigma, condition.instead(self.null)))
         if m.batched_scores:
             fake, real, *uncond = self.model.predict_x0_together(queries)
         else:
@@ -170,12 +173,12 @@ class Distillation:
             return 0
         first = rollout.step - len(rollout.visited)  # noised data visit their exit step alone
         visits = enumerate((*rollout.visited, x0), start=first)
-        return sum(self.pool.add(step, visited, rollout.condition) for step, visited in visits)
+        return sum(self.pools.of(x0).add(step, visited, rollout.condition) for step, visited in visits)
 
     def _critic_samples(self, index: int, k: int, rollout: Rollout, x0: Tensor) -> tuple[Tensor, Condition]:
         match self.recipe.rollout.reuse:
             case "visited":
-                return self.pool.draw(self.recipe.train.batch, self._rng(index, k, "pool"))
+                return self.pools.of(x0).draw(self.recipe.train.batch, self._rng(index, k, "pool"))
             case "exit":
                 return x0, rollout.condition
             case _:
@@ -184,16 +187,17 @@ class Distillation:
 
     def _update_critic(self, x0: Tensor, condition: Condition, index: int, k: int) -> dict[str, float]:
         sigma = self._score_sigma(len(x0), index, "critic", k)
-        eps = self._noise(x0, index, "critic", k)
+        eps = self._noise(x0.shape, index, "critic", k)
         output = self.model.predict("fake", self.process.noise(x0, eps, sigma), sigma, condition)
-        return self.critic.update(denoising_loss(self.process, output, x0, eps, sigma))
+        free = self.model.backbone.free(condition, x0)
+        return self.critic.update(denoising_loss(self.process, output, x0, eps, sigma, free))
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that an exact resume needs, by name."""
         parts = {
             "student": self.student.tensors(),
             "critic": self.critic.tensors(),
-            "pool": self.pool.tensors(),
+            "pool": self.pools.tensors(),
         }
         return {f"{part}/{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
 
@@ -201,7 +205,7 @@ class Distillation:
         """Take back what `tensors` gave."""
         self.student.load_tensors(under(tensors, "student/"))
         self.critic.load_tensors(under(tensors, "critic/"))
-        self.pool.load_tensors(under(tensors, "pool/"), self.model.device)
+        self.pools.load_tensors(under(tensors, "pool/"), self.model.device)
 
 
 def under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

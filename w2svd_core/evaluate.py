@@ -16,7 +16,7 @@ from .options import show, value_of
 from .settings import Recipe
 
 if TYPE_CHECKING:
-    from .assembly import Encoders
+    from .data.encoder_source import EncoderSource
     from .evaluation import HeldOut, Row
     from .generation import Way
     from .job import Bars
@@ -121,7 +121,6 @@ class Table:
 class Bench:
     """What every row of a table is measured with."""
 
-    encoders: Encoders
     test: HeldOut
     bars: Bars
     euler_search: bool
@@ -130,27 +129,47 @@ class Bench:
         """A row of a model."""
         from .evaluation import model_row
 
-        return model_row(name, loaded.model, way, recipe, self.encoders, self.test, self.bars)
+        return model_row(name, loaded.model, way, recipe, self.test, self.bars)
 
 
 def measure_runs(recipes: Mapping[Path, Recipe], euler_search: bool) -> Table:
     """Measure every run; a teacher that several runs share is measured once."""
-    from .assembly import bundled_encoders
     from .evaluation import codec_row, data_row, held_out
     from .job import Bars
     from .loading import load_run
 
-    encoders = bundled_encoders()
     first = next(iter(recipes.values()))
+    source = one_source(recipes)
     for path, recipe in recipes.items():
-        load_run(recipe, encoders, path)  # a broken run is told before hours of sampling
-    bench = Bench(encoders, held_out(first, encoders, Bars()), Bars(), euler_search)
+        load_run(recipe, source, path)  # a broken run is told before hours of sampling
+    bench = Bench(held_out(first, source, Bars()), Bars(), euler_search)
     table = Table()
     with tempfile.TemporaryDirectory() as folder:
-        table.floors = [data_row(bench.test), codec_row(first, encoders, bench.test, Path(folder))]
+        table.floors = [data_row(bench.test), codec_row(first, bench.test, Path(folder))]
     for path, recipe in recipes.items():
-        add_run(table, bench, recipe, path, load_run(recipe, encoders, path))
+        add_run(table, bench, recipe, path, load_run(recipe, source, path))
     return table
+
+
+def one_source(recipes: Mapping[Path, Recipe]) -> EncoderSource:
+    """The encoders that all runs share.
+
+    Raises:
+        UserError: they differ, in what their models are shown of a first frame, say.
+    """
+    from .assembly import encoder_source
+    from .loading import device
+    from .stages import with_trained_teacher
+
+    sources = {p: encoder_source(with_trained_teacher(recipe, p).model, device()) for p, recipe in recipes.items()}
+    (one, source), *others = sources.items()
+    for path, other in others:
+        if other.fingerprints() != source.fingerprints():
+            raise UserError(
+                f"{path} and {one} have other encoders, or only one of them is given first frames; "
+                "measure them in tables of their own"
+            )
+    return source
 
 
 def add_run(table: Table, bench: Bench, recipe: Recipe, path: Path, loaded: Loaded) -> None:

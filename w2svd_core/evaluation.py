@@ -1,30 +1,37 @@
 """The table: data, teacher and student, the models measured on the same captions and seeds with as many clips.
 
 Captions and data are held-out portraits, or the user's own clips where the recipe names a folder of them. The user's
-clips are those of the training, and the networks behind the Fréchet distances know nothing but portraits: such a table
-has fewer numbers, and nothing in it is held out.
+clips are those of the training, and the bundled networks behind the Fréchet distances know nothing but portraits: such
+a table has fewer numbers, and nothing in it is held out. Real feature networks, where the recipe names files of them,
+tell something of both.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from .assembly import Encoders
 from .condition import Condition
 from .data.clips import list_clips
-from .data.codec import Video, decode_pixels, to_unit
+from .data.codec import Codec, Video, decode_pixels, to_unit
+from .data.encoder_source import EncoderSource, StartEncoder, null_condition
 from .data.portraits import caption, portrait_from_seed, render
 from .data.video import read_video, write_video
 from .errors import UserError
 from .flow import sigma_list
 from .generation import Way, generate
+from .metrics.frechet import FeatureStats
+from .metrics.identity import METRIC as IDENTITY
+from .metrics.identity import identity
 from .metrics.measure import MINIMUM_CLIPS, Reference, measure
+from .metrics.networks import load_network
+from .metrics.real_networks import RealNetworks
 from .roles import SharedModel
 from .settings import Recipe
 
@@ -47,6 +54,7 @@ class Row:
         clips: how many were measured.
         captions: of the shown clips.
         shown: the first clips, `n f h w 3`.
+        judges: the files of real feature networks, by the metric that they made.
     """
 
     name: str
@@ -56,6 +64,7 @@ class Row:
     clips: int
     captions: tuple[str, ...]
     shown: Video = field(repr=False)
+    judges: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -67,9 +76,13 @@ class HeldOut:
         seeds: noise seed of each clip of a model.
         condition, null: the captions' and the empty prompt's embeddings.
         shape: (c, f, h, w) of a latent.
+        codec: what reads and draws latents.
         reference: statistics of other portraits; None with the user's own clips.
         data: clips to compare with, `n f h w 3`; not always as many as a model's.
         data_captions: one for each of them; a model's captions are the first of these.
+        networks: real ones, of the user's files.
+        statistics: in them, of what models are compared with: other portraits, or the user's own clips.
+        starts: the first frames that the clips of a model start from, `n h w 3`; None where they start from text alone.
     """
 
     captions: tuple[str, ...]
@@ -77,9 +90,13 @@ class HeldOut:
     condition: Condition
     null: Condition
     shape: tuple[int, int, int, int]
+    codec: Codec
     reference: Reference | None
     data: Video = field(repr=False)
     data_captions: tuple[str, ...]
+    networks: RealNetworks = field(default_factory=RealNetworks)
+    statistics: Mapping[str, FeatureStats] = field(default_factory=dict, repr=False)
+    starts: Video | None = field(default=None, repr=False)
 
 
 def render_many(seeds: Sequence[int], recipe: Recipe, progress: Progress, what: str) -> Video:
@@ -92,7 +109,7 @@ def render_many(seeds: Sequence[int], recipe: Recipe, progress: Progress, what: 
     return np.stack(clips)
 
 
-def held_out(recipe: Recipe, encoders: Encoders, progress: Progress) -> HeldOut:
+def held_out(recipe: Recipe, source: EncoderSource, progress: Progress) -> HeldOut:
     """What a table is measured with, the same for every run of equal `data` and `evaluate` settings.
 
     Raises:
@@ -102,46 +119,70 @@ def held_out(recipe: Recipe, encoders: Encoders, progress: Progress) -> HeldOut:
     if count < MINIMUM_CLIPS or count % SEEDS_PER_CAPTION:
         least = math.ceil(MINIMUM_CLIPS / SEEDS_PER_CAPTION) * SEEDS_PER_CAPTION
         raise UserError(f"evaluate.clips is {count}, but the table needs an even number from {least} up; or 0 for none")
-    data, own, reference = (held_out_portraits if d.folder == "portraits" else own_clips)(recipe, progress)
-    captions = [own[i // SEEDS_PER_CAPTION % len(own)] for i in range(count)]
+    e = recipe.evaluate
+    networks = RealNetworks.load(e.fid_network, e.fvd_network, e.clip_model, progress=progress)
+    data, own, other, reference = (held_out_portraits if d.folder == "portraits" else own_clips)(recipe, progress)
+    numbers = [i // SEEDS_PER_CAPTION % len(own) for i in range(count)]  # of the clip whose caption is taken
+    captions = [own[number] for number in numbers]
+    prompts = source.load_prompts()
+    condition, null = prompts.encode(captions), null_condition(prompts)
+    del prompts  # a large one makes room for the codec
+    codec = source.load_codec()
+    start = source.load_start(codec)
+    starts = None if start is None else data[numbers, 0]
+    if start is not None and starts is not None:
+        condition = Condition({**condition.fields, **_start_fields(start, starts, d.frames)})
     return HeldOut(
         captions=tuple(captions),
         seeds=tuple(recipe.evaluate.seed + i for i in range(count)),
-        condition=encoders.prompts.encode(captions),
-        null=encoders.prompts.encode([""]),
-        shape=encoders.codec.geometry.latent_shape(d.frames, d.height, d.width),
+        condition=condition,
+        null=null,
+        shape=source.geometry.latent_shape(d.frames, d.height, d.width),
+        codec=codec,
         reference=reference,
         data=data,
         data_captions=tuple(own),
+        networks=networks,
+        statistics=networks.statistics(other),
+        starts=starts,
     )
 
 
-def held_out_portraits(recipe: Recipe, progress: Progress) -> tuple[Video, list[str], Reference]:
-    """Portraits that no training saw, their captions, and the statistics of as many others."""
+@torch.no_grad()
+def _start_fields(encoder: StartEncoder, starts: Video, frames: int, batch: int = 32) -> dict[str, Tensor]:
+    """What a model is shown of first frames, `n h w 3`."""
+    parts = [encoder.encode(to_unit(starts[i : i + batch, None]), frames) for i in range(0, len(starts), batch)]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def held_out_portraits(recipe: Recipe, progress: Progress) -> tuple[Video, list[str], Video, Reference]:
+    """Portraits that no training saw, their captions, as many others, and the statistics of those."""
     first, count = recipe.evaluate.seed, recipe.evaluate.clips
     seeds = range(first, first + count)
     data = render_many(seeds, recipe, progress, "drawing held-out portraits")
     other = render_many([seed + REFERENCE_OFFSET for seed in seeds], recipe, progress, "drawing the reference")
-    return data, [caption(portrait_from_seed(seed)) for seed in seeds], Reference.of(other)
+    return data, [caption(portrait_from_seed(seed)) for seed in seeds], other, Reference.of(other)
 
 
-def own_clips(recipe: Recipe, progress: Progress) -> tuple[Video, list[str], None]:
-    """The first clips of the user's folder, at most `evaluate.clips`, and their captions."""
+def own_clips(recipe: Recipe, progress: Progress) -> tuple[Video, list[str], Video, None]:
+    """The first clips of the user's folder, at most `evaluate.clips`, their captions, and the same clips once more."""
     d = recipe.data
     clips = list_clips(Path(d.folder))[: recipe.evaluate.clips]
     videos = []
     for clip in clips:
         videos.append(read_video(clip.path, d.frames, d.height, d.width, d.fps))
         progress("reading your clips", len(videos), len(clips))
-    return np.stack(videos), [clip.caption for clip in clips], None
+    data = np.stack(videos)
+    return data, [clip.caption for clip in clips], data, None
 
 
 def data_row(test: HeldOut) -> Row:
     """First floor: the data themselves; portraits are measured against other portraits."""
-    return _floor("data", test.data, test)
+    same = test.reference is None  # own clips: they are what would be compared with
+    return _floor("data", test.data, test, {} if same else test.statistics)
 
 
-def codec_row(recipe: Recipe, encoders: Encoders, test: HeldOut, folder: Path) -> Row:
+def codec_row(recipe: Recipe, test: HeldOut, folder: Path) -> Row:
     """Second floor: data that went through mp4 and the codec, which is the best that a model here can draw."""
     d = recipe.data
     path = folder / "through-mp4.mp4"
@@ -150,14 +191,38 @@ def codec_row(recipe: Recipe, encoders: Encoders, test: HeldOut, folder: Path) -
         write_video(path, clip, d.fps)
         again = read_video(path, d.frames, d.height, d.width, d.fps)
         with torch.no_grad():
-            parts.append(encoders.codec.encode(to_unit(again[None])))
+            parts.append(test.codec.encode(to_unit(again[None])))
     path.unlink()
-    return _floor("data through mp4 and codec", decode_pixels(encoders.codec, torch.cat(parts)), test)
+    clips = decode_pixels(test.codec, torch.cat(parts))
+    return _floor("data through mp4 and codec", clips, test, test.statistics)
 
 
-def _floor(name: str, clips: Video, test: HeldOut) -> Row:
-    values = measure(clips, test.data_captions, test.reference, 1)
-    return Row(name, None, False, values, len(clips), test.data_captions[:SHOWN], clips[:SHOWN])
+def _floor(name: str, clips: Video, test: HeldOut, statistics: Mapping[str, FeatureStats]) -> Row:
+    starts = None if test.starts is None else test.data[:, 0]
+    values = _measured(clips, test.data_captions, 1, test, statistics, starts)
+    shown = clips[:SHOWN]
+    return Row(name, None, False, values, len(clips), test.data_captions[:SHOWN], shown, _judges(values, test))
+
+
+def _measured(
+    clips: Video,
+    captions: tuple[str, ...],
+    group_size: int,
+    test: HeldOut,
+    statistics: Mapping[str, FeatureStats],
+    starts: Video | None,
+) -> dict[str, float]:
+    """The numbers of every network that knows something of the clips."""
+    values = measure(clips, captions, test.reference, group_size)
+    values |= test.networks.measure(clips, captions, statistics)
+    if starts is not None and test.reference is not None:
+        likeness = identity(clips, starts, test.reference.frame.mean, load_network("frame"))
+        values[IDENTITY] = float(likeness.mean())
+    return values
+
+
+def _judges(values: Mapping[str, float], test: HeldOut) -> dict[str, str]:
+    return {metric: words for metric, words in test.networks.files().items() if metric in values}
 
 
 def model_row(
@@ -165,7 +230,6 @@ def model_row(
     model: SharedModel,
     way: Way,
     recipe: Recipe,
-    encoders: Encoders,
     test: HeldOut,
     progress: Progress,
 ) -> Row:
@@ -174,11 +238,13 @@ def model_row(
         model, way, test.condition, test.null, test.shape, test.seeds, batch=recipe.evaluate.batch,
         progress=lambda done, count: progress(f"sampling {name}", done, count),
     )  # fmt: skip
-    clips = decode_pixels(encoders.codec, latents)
-    values = measure(clips, test.captions, test.reference, SEEDS_PER_CAPTION)
+    clips = decode_pixels(test.codec, latents)
+    values = _measured(clips, test.captions, SEEDS_PER_CAPTION, test, test.statistics, test.starts)
     count = min(SHOWN, len(test.data))
     first = slice(0, count * SEEDS_PER_CAPTION, SEEDS_PER_CAPTION)  # a clip of each caption that data are shown of
-    return Row(name, way.steps, way.guidance_scale != 1.0, values, len(clips), test.captions[first], clips[first])
+    guided = way.guidance_scale != 1.0
+    judges = _judges(values, test)
+    return Row(name, way.steps, guided, values, len(clips), test.captions[first], clips[first], judges)
 
 
 def teacher_way(recipe: Recipe) -> Way:

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -125,6 +126,19 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises:
         UserError: the file is missing, truncated, or not safetensors (a pickle, for example).
     """
+    with opened_safetensors(path) as file:
+        # a copy of each lies at an aligned address, where matrix products round the same in every process
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
+        return tensors, dict(file.metadata() or {})
+
+
+@contextlib.contextmanager
+def opened_safetensors(path: Path) -> Iterator[Any]:
+    """Give safetensors' own handle of a file, which reads tensor by tensor from mapped memory.
+
+    Raises:
+        UserError: the file is missing, truncated, or not safetensors (a pickle, for example).
+    """
     from safetensors import SafetensorError, safe_open
 
     path = Path(path)
@@ -141,12 +155,9 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         )
     try:
         with safe_open(str(path), framework="pt", device="cpu") as file:
-            metadata = dict(file.metadata() or {})
-            # a copy of each lies at an aligned address, where matrix products round the same in every process
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
+            yield file
     except (SafetensorError, ValueError, RuntimeError) as error:
         raise UserError(f"{path} is not a whole safetensors file ({error}); copy or download it again") from error
-    return tensors, metadata
 
 
 def dtype_named(precision: str) -> torch.dtype:

@@ -42,7 +42,7 @@ def predictor(model: SharedModel, way: Way, condition: Condition, null: Conditio
     def predict(x_t: Tensor, sigma: float) -> Tensor:
         if way.guidance_scale == 1.0:
             return model.predict_x0(way.role, x_t, sigma, condition)
-        empty = null.expand(len(x_t))
+        empty = condition.instead(null)
         if way.role == "generator":
             cond, uncond = (model.predict_x0(way.role, x_t, sigma, c) for c in (condition, empty))
         else:

@@ -22,6 +22,8 @@ from .pictures import side_by_side
 from .report import write_report
 from .run import RunFolder
 from .settings import Recipe
+from .stages import FIRST, first_stage, with_trained_teacher
+from .students import FOLDER as STUDENT
 from .students import save_student, swapped_in
 from .trainer import Interrupted, train
 
@@ -82,20 +84,36 @@ def _tracker_faults(tracker: str) -> Iterator[None]:
 
 
 def carry_out(recipe: Recipe, folder: Path) -> int:
-    """Do a run, or what is left of it, in a folder; returns the exit code.
+    """Do a run, or what is left of it, in a folder, after the fine-tune that it names; returns the exit code.
 
     Raises:
         UserError: something in the recipe, the data or the disk does not serve.
     """
+    first = folder / FIRST
+    if recipe.first and not (first / STUDENT).is_dir():
+        fine = RunFolder.open(first).recipe() if RunFolder.is_one(first) else first_stage(recipe)
+        if not RunFolder.is_one(folder):
+            RunFolder.create(recipe, folder)
+        print(f"first stage: fine-tuning the teacher by {recipe.first}", file=sys.stderr)
+        code = one_stage(fine, first, folder)
+        if code:
+            return code
+    return one_stage(recipe, folder, folder)
+
+
+def one_stage(recipe: Recipe, folder: Path, resume: Path) -> int:
+    """One training with all that follows it; `resume` is the folder that a user goes on with."""
     accelerator = accelerator_for(recipe, folder)
     bars = Bars(quiet=not accelerator.is_main_process)
-    job = assemble(recipe, accelerator, bars)
+    job = assemble(with_trained_teacher(recipe, folder), accelerator, bars)
     before = base_hash(job.model.base_state())
     run = RunFolder.open(folder) if RunFolder.is_one(folder) else RunFolder.create(recipe, folder)
     recipe = run.recipe()
     run.made_of = {"recipe": recipe_to_yaml(recipe), "base": before, "data": job.data.fingerprint()}
     start, tensors = run.latest_checkpoint()
     start_tracker(accelerator, recipe)
+    if recipe.model.init == "load" and recipe.model.path != "bundled":
+        print(f"model.path {recipe.model.path}: {job.model.backbone.facts(job.model.base).name}", file=sys.stderr)
     if tensors:
         job.program.load_tensors(tensors)
         print(f"going on after step {start} of {job.program.rounds}", file=sys.stderr)
@@ -106,7 +124,7 @@ def carry_out(recipe: Recipe, folder: Path) -> int:
             on_sample=lambda step: preview(recipe, run, job, step),
         )  # fmt: skip
     except Interrupted as stopped:
-        print(f"\nstopped after step {stopped.index}, everything is saved; go on with --resume {run.path}")
+        print(f"\nstopped after step {stopped.index}, everything is saved; go on with --resume {resume}")
         return 130
     finally:
         end_tracker(accelerator)
@@ -128,11 +146,12 @@ def end_tracker(accelerator: Any) -> None:
 def preview(recipe: Recipe, run: RunFolder, job: Job, step: int) -> None:
     """Clips of the student as it is now, into `samples/step-<step>.mp4`: the same captions and seeds every time."""
     way = student_way(recipe) if recipe.method == "distribution_matching" else ways_of(recipe)[0][1]
-    shape = job.data.latents.shape[1:]
-    rows = range(min(SHOWN, len(job.data)))
+    shape = job.data.shape([0])
+    rows = [row for row in range(min(SHOWN, len(job.data))) if job.data.shape([row]) == shape]
+    _, condition = job.data.batch(rows, job.model.device)
     with swapped_in(job.student.learned(), job.model):
-        latents = generate(job.model, way, job.data.condition[list(rows)], job.data.null, shape, list(rows))
-    clips = decode_pixels(job.encoders.codec, latents)
+        latents = generate(job.model, way, condition, job.data.null, shape, rows)
+    clips = decode_pixels(job.source.load_codec(), latents)
     video = side_by_side([clips], [f"step {step}"], [job.data.captions[row] for row in rows])
     write_video(run.path / "samples" / f"step-{step:06d}.mp4", video, recipe.data.fps)
 
@@ -149,11 +168,11 @@ def finish(recipe: Recipe, run: RunFolder, job: Job, bars: Bars) -> None:
 
 def evaluate_job(recipe: Recipe, job: Job, folder: Path, bars: Bars) -> list[Row]:
     """The rows of a run's own table."""
-    test = held_out(recipe, job.encoders, bars)
-    rows = [data_row(test), codec_row(recipe, job.encoders, test, folder)]
+    test = held_out(recipe, job.source, bars)
+    rows = [data_row(test), codec_row(recipe, test, folder)]
     with swapped_in(job.student.learned(), job.model):
         for name, way in ways_of(recipe):
-            rows.append(model_row(name, job.model, way, recipe, job.encoders, test, bars))
+            rows.append(model_row(name, job.model, way, recipe, test, bars))
     return rows
 
 

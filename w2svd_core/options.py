@@ -21,7 +21,7 @@ from .settings import Recipe, Section
 
 HELP_WIDTH = 100
 
-Kind = Literal["bool", "int", "float", "text", "choice", "numbers"]
+Kind = Literal["bool", "int", "float", "text", "choice", "numbers", "texts"]
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,9 @@ class Setting:
                 case "numbers":
                     inner = text.strip().removeprefix("[").removesuffix("]")
                     return tuple(float(part) for part in inner.split(","))
+                case "texts":
+                    inner = text.strip().removeprefix("[").removesuffix("]")
+                    return tuple(part.strip() for part in inner.split(",") if part.strip())
                 case _:
                     return text
         except ValueError:
@@ -148,7 +151,8 @@ def _leaf(key: str, field: FieldInfo, annotation: Any) -> Setting:
         raise TypeError(f"{key} was not made with setting()")
     names: dict[Any, Kind] = {bool: "bool", int: "int", float: "float", str: "text"}
     is_choice = get_origin(annotation) is Literal
-    kind = "choice" if is_choice else names.get(annotation, "numbers")
+    names |= {tuple[str, ...]: "texts", tuple[float, ...]: "numbers"}
+    kind: Kind = "choice" if is_choice else names[annotation]
     lows = [float(str(limit.ge)) for limit in field.metadata if isinstance(limit, Ge)]
     highs = [float(str(limit.le)) for limit in field.metadata if isinstance(limit, Le)]
     return Setting(

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from .data.latents import LatentSet
+from .data.training_set import TrainingSet
 from .flow import score_times
 from .learner import Learner
 from .objectives.flow_matching import denoising_loss
-from .randomness import generator, shuffled_rows
+from .randomness import generator
 from .roles import SharedModel
 from .settings import Recipe
 
@@ -21,7 +21,7 @@ class FlowMatching:
 
     shown: Mapping[str, str] = {"student/loss": "loss"}
 
-    def __init__(self, recipe: Recipe, model: SharedModel, data: LatentSet, student: Learner, rank: int = 0) -> None:
+    def __init__(self, recipe: Recipe, model: SharedModel, data: TrainingSet, student: Learner, rank: int = 0) -> None:
         self.recipe, self.model, self.data, self.student, self.rank = recipe, model, data, student, rank
         self.null = data.null.to(model.device)
 
@@ -34,15 +34,17 @@ class FlowMatching:
         """One update; returns what to log."""
         t, process = self.recipe.train, self.model.backbone.process
         rng = generator(self.recipe.seed, index, "flow matching", self.rank)
-        rows = shuffled_rows(len(self.data), index * t.batch, t.batch, self.recipe.seed + 7919 * self.rank)
+        rows = self.data.rows(index * t.batch, t.batch, self.recipe.seed + 7919 * self.rank)
         latents, condition = self.data.batch(rows, self.model.device)
+        assert latents is not None  # the settings refuse prompts alone
         named = (torch.rand(t.batch, generator=rng) >= t.condition_dropout).to(self.model.device)
-        condition = condition.where(named, self.null.expand(t.batch))
+        condition = condition.where(named, condition.instead(self.null))
         sigma = score_times(t.batch, law=t.time_law, shift=t.time_shift, lowest=0.001, highest=1.0, generator=rng)
         sigma = sigma.to(self.model.device)
         eps = torch.randn(latents.shape, generator=rng).to(self.model.device)
         output = self.model.predict("generator", process.noise(latents, eps, sigma), sigma, condition)
-        return self.student.update(denoising_loss(process, output, latents, eps, sigma))
+        free = self.model.backbone.free(condition, latents)
+        return self.student.update(denoising_loss(process, output, latents, eps, sigma, free))
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that an exact resume needs, by name."""

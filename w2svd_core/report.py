@@ -97,8 +97,8 @@ def _evaluation(recipe: Recipe, rows: Sequence[Row]) -> list[str]:
     )
     if recipe.data.folder == "portraits":
         about += (
-            " The Fréchet distances use features of this project's own networks; they can be compared with each other "
-            "and with nothing else."
+            " The video and frame Fréchet distances use features of this project's own networks; they can be compared "
+            "with each other and with nothing else."
         )
     found = [headline] if headline else []
     if lines:

@@ -112,8 +112,9 @@ class SharedModel:
             return self.backbone.predict(model, x_t, levels, condition)
 
     def predict_x0(self, role: Role, x_t: Tensor, sigma: Tensor | float, condition: Condition) -> Tensor:
-        """The clean sample that a role sees in x_t."""
-        return self.backbone.process.x0_from_output(x_t, self.predict(role, x_t, sigma, condition), sigma)
+        """The clean sample that a role sees in x_t; frames that the condition gives are in it as they are."""
+        x0 = self.backbone.process.x0_from_output(x_t, self.predict(role, x_t, sigma, condition), sigma)
+        return self.backbone.hold(x0, condition)
 
     def predict_x0_together(self, queries: Sequence[Query]) -> list[Tensor]:
         """Several roles' clean samples from ONE forward pass, each row with its own adapter strengths.
@@ -124,9 +125,11 @@ class SharedModel:
             raise ValueError("a full-copy student can't share a batch with the base")
         x_t = torch.cat([q.x_t for q in queries])
         sigma = torch.cat([q.sigma for q in queries])
+        condition = Condition.cat([q.condition for q in queries])
         with self._using(self._row_strengths(queries, x_t.device)):
-            output = self.backbone.predict(self.base, x_t, sigma, Condition.cat([q.condition for q in queries]))
-        return list(self.backbone.process.x0_from_output(x_t, output, sigma).split([len(q.x_t) for q in queries]))
+            output = self.backbone.predict(self.base, x_t, sigma, condition)
+        x0 = self.backbone.hold(self.backbone.process.x0_from_output(x_t, output, sigma), condition)
+        return list(x0.split([len(q.x_t) for q in queries]))
 
     def _adapters(self, role: Role) -> dict[str, Strength]:
         """What acts in a role; a strength of 0 is left out, so that it is the base bit for bit."""

@@ -131,3 +131,31 @@ class VisitPool:
                 start = f"{step}/condition/"
                 fields = {n.removeprefix(start): t.to(device) for n, t in tensors.items() if n.startswith(start)}
                 self._x0[step], self._condition[step] = tensors[f"{step}/x0"].to(device), Condition(fields)
+
+
+class VisitPools:
+    """A pool for each shape of clips: samples of two buckets make no batch."""
+
+    def __init__(self, steps: int, rows: int) -> None:
+        self._steps, self._rows = steps, rows
+        self._pools: dict[str, VisitPool] = {}
+
+    def of(self, x0: Tensor) -> VisitPool:
+        """The pool of the samples that are shaped as these, `b c f h w`."""
+        return self._at("x".join(str(size) for size in x0.shape[1:]))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything in all pools, by name."""
+        return {f"{shape}/{name}": t for shape, pool in self._pools.items() for name, t in pool.tensors().items()}
+
+    def load_tensors(self, tensors: Mapping[str, Tensor], device: torch.device) -> None:
+        """Take back what `tensors` gave."""
+        parts: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            shape, _, inner = name.partition("/")
+            parts.setdefault(shape, {})[inner] = tensor
+        for shape, held in parts.items():
+            self._at(shape).load_tensors(held, device)
+
+    def _at(self, shape: str) -> VisitPool:
+        return self._pools.setdefault(shape, VisitPool(self._steps, self._rows))

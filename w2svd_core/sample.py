@@ -1,4 +1,4 @@
-"""`python -m w2svd_core.sample RUN_OR_LORA --prompt "..."`: clips of a student, or of its teacher, as mp4."""
+"""`python -m w2svd_core.sample RUN_OR_LORA --prompt "..."`: clips of a student, or of its teacher."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .config import Parser, add_arguments, load_recipe, parse_arguments
+from .config import Parser, add_arguments, load_recipe, parse_arguments, recipe_names
 from .errors import UserError, guarded
+from .outputs import check_name, write_clip
 from .settings import MAX_SEED, Recipe
 
 if TYPE_CHECKING:
-    from .assembly import Encoders
+    from .condition import Condition
+    from .data.codec import Codec
+    from .data.encoder_source import EncoderSource
     from .generation import Way
     from .loading import Loaded
     from .lora_files import LoraMetadata
@@ -31,12 +34,20 @@ def parser() -> Parser:
     )
     source = "a run folder, or a LoRA .safetensors"
     door.add_argument("source", nargs="?", type=Path, metavar="RUN_OR_LORA", help=source)
+    recipe = "recipe of model and clips for a LoRA file; default: the one in the file, else portraits"
+    door.add_argument("--recipe", help=recipe)
     door.add_argument("--prompt", action="append", help="what the clip shows; may be given several times")
+    door.add_argument("--prompts", type=Path, metavar="FILE", help="a file of prompts, one in each line")
+    image = "first frame of the clips, an image or a video, for a model that starts from one"
+    door.add_argument("--image", type=Path, metavar="FILE", help=image)
+    lora = "one more LoRA to act beside the student, file or file@strength; may be given several times"
+    door.add_argument("--lora", action="append", default=[], metavar="FILE", help=lora)
     seed, count, steps = _whole(0, MAX_SEED), _whole(1, 10_000), _whole(1, 1000)
     door.add_argument("--seed", type=seed, default=0, help="seed of a prompt's first clip; default 0")
     door.add_argument("--count", type=count, default=1, help="clips for each prompt; default 1")
     door.add_argument("--steps", type=steps, help="model steps; default: as the student was trained")
-    door.add_argument("--out", type=Path, default=Path("sample.mp4"), help="video; default sample.mp4")
+    out = "video (.mp4, .mov, .mkv), latents (.safetensors) or folder of PNG frames; default sample.mp4"
+    door.add_argument("--out", type=Path, default=Path("sample.mp4"), help=out)
     door.add_argument("--teacher", action="store_true", help="sample the base instead, by teacher.*")
     add_arguments(door)
     return door
@@ -61,6 +72,22 @@ class Wanted:
     path: Path
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What a model is asked for: all prompts and first frames, encoded, and what decodes the answers.
+
+    Attributes:
+        condition: a row for each clip.
+        null: one row.
+        shape: (c, f, h, w) of a clip's latents.
+    """
+
+    condition: Condition
+    null: Condition
+    codec: Codec
+    shape: tuple[int, int, int, int]
+
+
 def wanted(prompts: Sequence[str], seed: int, count: int, out: Path) -> list[Wanted]:
     """The clips of all prompts and seeds, with their files: numbered names when there are several."""
     both = [(prompt, seed + i) for prompt in prompts for i in range(count)]
@@ -74,36 +101,103 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, given = parse_arguments(parser(), argv)
     if args.source is None and not args.teacher:
         raise UserError("name a run folder or a LoRA file to sample, or give --teacher to sample the base")
-    if not args.prompt:
-        raise UserError('--prompt is missing; say what the clip shows, such as --prompt "talking, red hair"')
-    from .data.video import CONTAINERS
-
-    if args.out.suffix.lower() not in CONTAINERS:
-        raise UserError(f"--out {args.out} must end in one of {', '.join(CONTAINERS)}")
+    clips = wanted(prompts_of(args.prompt, args.prompts), args.seed, args.count, args.out)
+    for clip in clips:
+        check_name(clip.path)
     if args.source is not None and not args.source.exists():
         raise UserError(f"{args.source} is not there; name a run folder or a LoRA file")
-    recipe = recipe_of(args.source, given)
-    from .assembly import bundled_encoders
+    recipe = recipe_of(args.source, args.recipe, given)
+    if recipe.model.init == "load":  # a model that can do both starts from a first frame if there is one
+        model = recipe.model.model_copy(update={"first_frame": args.image is not None})
+        recipe = recipe.model_copy(update={"model": model})
+    from .assembly import encoder_source
+    from .backbones import backbone
+    from .loading import device
+    from .lora_algebra import open_lora
 
-    encoders = bundled_encoders()
-    loaded, way = prepare(recipe, given, encoders, args.source, args.teacher, args.steps)
-    write_clips(recipe, encoders, loaded, way, wanted(args.prompt, args.seed, args.count, args.out))
+    loras = [open_lora(text, backbone(recipe.model.family).keys)[0] for text in args.lora]
+    source = encoder_source(recipe.model, device())
+    asked = encode(recipe, source, [clip.prompt for clip in clips], args.image)  # before the model takes its memory
+    loaded, way = prepare(recipe, given, source, args.source, args.teacher, args.steps)
+    with loaded.acting(way.role, loras):
+        write_clips(recipe, asked, loaded, way, clips)
     return 0
 
 
-def recipe_of(source: Path | None, given: Mapping[str, str]) -> Recipe:
-    """The run's own recipe for a run folder, else the default one; settings of the command line on top."""
+def prompts_of(named: Sequence[str] | None, file: Path | None) -> list[str]:
+    """The prompts of the command line and of a file.
+
+    Raises:
+        UserError: there are none, or the file can't be read.
+    """
+    from .data.clips import read_prompts
+
+    prompts = [*(named or ()), *(read_prompts(file) if file else ())]
+    if not prompts:
+        raise UserError(
+            '--prompt is missing; say what the clip shows, such as --prompt "talking, red hair", or name a file of '
+            "prompts in --prompts"
+        )
+    return prompts
+
+
+def recipe_of(source: Path | None, name: str | None, given: Mapping[str, str]) -> Recipe:
+    """The run's own recipe for a run folder, else the named one or that of the LoRA; the command line goes over it."""
     if source is None or source.is_file():
-        return load_recipe("portraits", given)
+        return load_recipe(name or recipe_in(source) or "portraits", given)
     from .run import RunFolder
 
     return load_recipe(RunFolder.open(source).path / "recipe.yaml", given)
 
 
+def recipe_in(lora: Path | None) -> str:
+    """The bundled recipe that a LoRA file says it was made by; "" where it says none."""
+    if lora is None:
+        return ""
+    from .files import opened_safetensors
+    from .lora_files import LoraMetadata
+
+    with opened_safetensors(lora) as file:
+        metadata = LoraMetadata.from_strings(dict(file.metadata() or {}), lora)
+    return metadata.recipe if metadata and metadata.recipe in recipe_names() else ""
+
+
+def encode(recipe: Recipe, source: EncoderSource, prompts: Sequence[str], image: Path | None) -> Asked:
+    """What the model is asked for.
+
+    Raises:
+        UserError: an encoder or the image is not there or broken, or the model needs one, or takes none.
+    """
+    import torch
+
+    from .condition import Condition
+    from .data.codec import to_unit
+    from .data.encoder_source import null_condition
+    from .data.video import read_first_frame
+
+    d = recipe.data
+    shape = source.geometry.latent_shape(d.frames, d.height, d.width)
+    encoder = source.load_prompts()
+    condition, null = encoder.encode(prompts), null_condition(encoder)
+    del encoder
+    codec = source.load_codec()
+    start = source.load_start(codec)
+    if start is None and image is not None:
+        raise UserError(f"this model makes clips from text alone and takes no --image {image}; leave it out")
+    if start is not None:
+        if image is None:
+            raise UserError("this model makes a clip from its first frame; name an image or a video in --image")
+        first = to_unit(read_first_frame(image, d.height, d.width)[None, None])
+        with torch.no_grad():
+            fields = Condition(start.encode(first, d.frames)).expand(len(prompts)).fields
+        condition = Condition({**condition.fields, **fields})
+    return Asked(condition, null, codec, shape)
+
+
 def prepare(
     recipe: Recipe,
     given: Mapping[str, str],
-    encoders: Encoders,
+    encoders: EncoderSource,
     source: Path | None,
     teacher: bool,
     steps: int | None,
@@ -176,22 +270,18 @@ def warn(text: str) -> None:
     print(f"warning: {text}", file=sys.stderr)
 
 
-def write_clips(recipe: Recipe, encoders: Encoders, loaded: Loaded, way: Way, clips: Sequence[Wanted]) -> None:
+def write_clips(recipe: Recipe, asked: Asked, loaded: Loaded, way: Way, clips: Sequence[Wanted]) -> None:
     """Sample, decode and write each clip, and say where it is.
 
     They are made one by one: in a batch the last bits of a clip would depend on its neighbours.
     """
-    from .data.codec import decode_pixels
-    from .data.video import write_video
     from .generation import generate
 
-    d = recipe.data
-    shape = encoders.codec.geometry.latent_shape(d.frames, d.height, d.width)
-    null = encoders.prompts.encode([""])
-    for clip in clips:
-        condition = encoders.prompts.encode([clip.prompt])
-        latents = generate(loaded.model, way, condition, null, shape, [clip.seed], batch=1)
-        write_video(clip.path, decode_pixels(encoders.codec, latents)[0], d.fps)
+    for row, clip in enumerate(clips):
+        condition = asked.condition[row : row + 1]
+        latents = generate(loaded.model, way, condition, asked.null, asked.shape, [clip.seed], batch=1)
+        about = {"prompt": clip.prompt, "seed": str(clip.seed), "sigmas": ",".join(f"{s:g}" for s in way.sigmas)}
+        write_clip(clip.path, latents, asked.codec, recipe.data.fps, about)
         print(f"{clip.path}: {clip.prompt!r}, seed {clip.seed}, {way.steps} steps")
 
 

@@ -42,13 +42,36 @@ class Model(Section):
     """The frozen base model, or a new one for pre-training."""
 
     family: str = setting("wan", "model family, by its name in the backbones registry")
-    path: str = setting("bundled", "bundled = the portrait teacher of this repo; else a model folder or file")
+    path: str = setting(
+        "bundled",
+        "bundled = the portrait teacher of this repo; else a model folder or file, or hub:owner/name to download",
+    )
+    loras: tuple[str, ...] = setting(
+        (),
+        "LoRA files that the teacher is distilled with, each path or path@strength (a fine-tune of the user's)",
+        rule="a list of files, such as portrait.safetensors@0.8",
+    )
+    encoders: Literal["bundled", "own"] = setting(
+        "bundled", "bundled = the portraits' codec and prompt words; own = the model's VAE, text and image encoder"
+    )
+    vae: str = setting("", "folder or native file of the VAE; empty = the one beside the model in model.path")
+    text_encoder: str = setting("", "folder or native file of the text encoder; empty = the one in model.path")
+    tokenizer: str = setting("", "folder of the tokenizer; empty = the one in model.path")
+    image_encoder: str = setting("", "folder or native file of the image encoder; empty = the one in model.path")
     precision: Literal["fp32", "bf16", "fp16"] = setting("fp32", "number format of the base's weights and maths")
     gradient_checkpointing: bool = setting(False, "recompute activations: less memory, about a third more time")
     compile: bool = setting(
         False, "compile the blocks: faster, needs a C++ compiler (only for flow_matching with student.kind full)"
     )
-    init: Literal["load", "random"] = setting("load", "load = weights of model.path; random = train from scratch")
+    first_frame: bool = setting(
+        False,
+        "clips start from a given first frame (only for init random, and for a model that can do both: Wan 2.2 TI2V)",
+    )
+    init: Literal["load", "random", "first_frame"] = setting(
+        "load",
+        "load = weights of model.path; random = train from scratch; first_frame = weights of a text-to-video model in "
+        "model.path, widened to be taught to start from a first frame",
+    )
     heads: int = setting(2, "attention heads (only for init random)", ge=1, le=128)
     head_dim: int = setting(128, "width of one head (only for init random)", unit="channels", ge=8, le=512)
     ffn_dim: int = setting(
@@ -71,6 +94,7 @@ class Student(Optimizer):
 
     kind: Literal["lora", "full"] = setting("lora", "lora = an adapter on the frozen base; full = a trainable copy")
     rank: int = setting(64, "rank of the student's adapter (only for kind lora)", ge=1, le=1024)
+    init: str = setting("", "few-step LoRA file of any rank that the adapters start from; empty = from nothing")
     save_precision: Literal["fp32", "bf16", "fp16"] = setting("fp32", "number format of a saved full copy")
     ema: float = setting(
         0.0, "decay of the student's moving average, which is what is saved (0 = off)", ge=0, le=0.9999
@@ -151,7 +175,19 @@ class Data(Section):
     clips: int = setting(
         512, "how many portraits are drawn (only for folder portraits)", unit="clips", ge=1, le=999_999
     )
+    prompts: str = setting("", "file of prompts, one in each line, to train on without clips; empty = the clips")
     frames: int = setting(17, "length of a clip", unit="frames", ge=1, le=4096)
+    min_frames: int = setting(
+        0, "a shorter clip is used down to this length (0 = data.frames)", unit="frames", ge=0, le=4096
+    )
+    buckets: int = setting(
+        1,
+        "shapes of about height x width pixels that clips are sorted into by their aspect",
+        unit="shapes",
+        ge=1,
+        le=64,
+    )
+    workers: int = setting(2, "threads that decode clips", unit="threads", ge=1, le=256)
     height: int = setting(32, "height of a clip", unit="px", ge=8, le=8192)
     width: int = setting(32, "width of a clip", unit="px", ge=8, le=8192)
     fps: float = setting(8.0, "frame rate of a clip", unit="frames/s", ge=0.1, le=240)
@@ -200,6 +236,9 @@ class Evaluate(Section):
     batch: int = setting(64, "clips sampled at a time", unit="clips", ge=1, le=65536)
     few_step_shift: float = setting(5.0, "sigma shift of the teacher's few-step Euler row", ge=0.01, le=100)
     few_step_guidance: float = setting(1.0, "guidance of the teacher's few-step Euler row; 1 = none", ge=0, le=100)
+    fid_network: str = setting("", "InceptionV3 weights for a real FID column; empty = none")
+    fvd_network: str = setting("", "I3D TorchScript file for a real FVD column; empty = none")
+    clip_model: str = setting("", "folder of a CLIP model for a text column; empty = none")
 
 
 class Recipe(Section):
@@ -212,6 +251,10 @@ class Recipe(Section):
         "portraits",
         "name of the recipe and of its runs",
         rule="letters, digits, '.', '_' and '-', a letter or digit first",
+    )
+    first: str = setting(
+        "",
+        "recipe of a fine-tune that is run first, on this recipe's model and clips; what it makes is the teacher",
     )
     seed: int = setting(0, "seed of everything random in the training", ge=0, le=MAX_SEED)
     model: Model = Model()
@@ -245,6 +288,11 @@ class Recipe(Section):
                 f"evaluate.seed {self.evaluate.seed} would measure portraits that data.clips {self.data.clips} trains "
                 f"on; set evaluate.seed to at least {self.data.clips}"
             )
+        if self.data.prompts:
+            self._check_prompts()
+        new = self.model.init
+        if self.model.encoders == "own" and new != "load":
+            raise ValueError(f"model.init {new} learns from the bundled encoders; set model.encoders to bundled")
         if self.student.kind == "full" and self.model.precision != "fp32":
             raise ValueError(
                 f"student.kind full with model.precision {self.model.precision} would lose small steps to rounding; "
@@ -257,12 +305,23 @@ class Recipe(Section):
             )
         if self.method == "distribution_matching":
             self._check_distillation()
-        elif self.model.init == "random" and self.student.kind == "lora":
+        elif new != "load" and self.student.kind == "lora":
             raise ValueError(
-                "student.kind lora cannot train model.init random, because an adapter leaves its "
+                f"student.kind lora cannot train model.init {new}, because an adapter leaves its "
                 "base as it is; set student.kind to full"
             )
         return self
+
+    def _check_prompts(self) -> None:
+        needs_clips = {
+            "method flow_matching": self.method == "flow_matching",
+            "first": bool(self.first),
+            "rollout.source noised_data": self.rollout.source == "noised_data",
+            "evaluate.clips": self.evaluate.clips > 0 and self.data.folder != "portraits",
+        }
+        for key, needed in needs_clips.items():
+            if needed:
+                raise ValueError(f"{key} needs clips, and data.prompts gives prompts alone; clear one of the two")
 
     def _check_distillation(self) -> None:
         if self.matching.ground_truth_weight and self.rollout.source == "backward_simulation":
@@ -270,9 +329,9 @@ class Recipe(Section):
                 "matching.ground_truth_weight needs the clip that a sample was noised from, which "
                 "rollout.source backward_simulation has not; set rollout.source to noised_data, or the weight to 0"
             )
-        if self.model.init == "random":
+        if self.model.init != "load":
             raise ValueError(
-                "model.init random leaves method distribution_matching without a teacher; "
+                f"model.init {self.model.init} leaves method distribution_matching without a teacher; "
                 "set model.init to load, or method to flow_matching"
             )
         if self.student.kind == "lora" and self.critic.rank < self.student.rank:

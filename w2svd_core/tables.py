@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from .evaluation import Row
-from .metrics.measure import UNITS
+from .metrics.identity import IDENTITY_UNITS
+from .metrics.measure import UNITS as PORTRAIT_UNITS
+from .metrics.real_networks import REAL_TITLES, REAL_UNITS
+
+UNITS: Mapping[str, str] = PORTRAIT_UNITS | IDENTITY_UNITS | REAL_UNITS  # in the order of the columns
 
 SHORT_UNITS = {"motion": "px/frame", "flicker": "of 255", "saturation": "of 255", "sharpness": "of 255"}
-HIGHEST = {"adherence", "diversity"}  # better when higher
-LOWEST = {"frechet_video", "frechet_frame", "frozen_share"}  # better when lower
+HIGHEST = {"adherence", "diversity", "identity", "clip_text"}  # better when higher
+LOWEST = {"frechet_video", "frechet_frame", "frozen_share", "fid_inception", "fvd_i3d"}  # better when lower
 # of the others (motion, flicker, saturation, sharpness) the best is the one nearest to data
+REAL_DISTANCES = ("fvd_i3d", "fid_inception")
+HEADLINES = {"frechet_video": "video Fréchet distance", **{metric: REAL_TITLES[metric] for metric in REAL_DISTANCES}}
+"""What the headline is about: the first of these that teacher and student have."""
 
 
 def number(value: float) -> str:
@@ -24,7 +31,7 @@ def number(value: float) -> str:
 
 def title(metric: str) -> str:
     """A metric's name for people."""
-    return metric.replace("_", " ").replace("frechet", "Fréchet")
+    return REAL_TITLES.get(metric) or metric.replace("_", " ").replace("frechet", "Fréchet")
 
 
 def measured(rows: Sequence[Row]) -> list[str]:
@@ -63,9 +70,19 @@ def markdown_table(rows: Sequence[Row]) -> str:
             text = number(row.values[metric]) if metric in row.values else ""
             cells.append(f"**{text}**" if text and index in best[metric] else text)
         lines.append("| " + " | ".join(cells) + " |")
-    meanings = [f"- {title(metric)}: {UNITS[metric]}." for metric in metrics]
+    files = judges(rows)
+    by = {metric: f"; by {files[metric]}" if metric in files else "" for metric in metrics}
+    meanings = [f"- {title(metric)}: {UNITS[metric]}{by[metric]}." for metric in metrics]
     note = "Bold: the best model; for motion, flicker, saturation and sharpness the one nearest to data."
     return "\n".join([*lines, "", note, "", *meanings])
+
+
+def judges(rows: Sequence[Row]) -> dict[str, str]:
+    """The files of real feature networks that made numbers of these rows: {metric: file and hash}."""
+    found: dict[str, str] = {}
+    for row in rows:
+        found |= row.judges
+    return found
 
 
 def plain(row: Row) -> dict[str, object]:
@@ -83,12 +100,20 @@ def about_clips(rows: Sequence[Row], folder: str) -> str:
     alike = "all models with the same captions and seeds"
     if folder == "portraits":
         return f"{rows[-1].clips} clips in each row, {alike}."
-    return (
+    distances = [title(metric) for metric in REAL_DISTANCES if any(metric in row.values for row in rows)]
+    lacking = "no diversity" if distances else "no Fréchet distance, no diversity"
+    text = (
         f"{rows[-1].clips} clips in each row of a model, {alike}; {rows[0].clips} in the rows of data. "
         f"Clips and captions are your own, from {folder}. They are not held out: a run with this `data.folder` is "
-        "trained on them. There is no Fréchet distance, no diversity and no adherence, because the networks behind "
+        f"trained on them. There is {lacking} and no adherence, because the networks behind "
         "these numbers know nothing but this project's portraits."
     )
+    if distances:
+        text += (
+            f" {' and '.join(distances)}: distances from these same clips, so that the row of data has none and the "
+            "row of the codec says what the codec alone loses."
+        )
+    return text
 
 
 def findings(rows: Sequence[Row]) -> tuple[str, list[str]]:
@@ -116,15 +141,15 @@ def findings(rows: Sequence[Row]) -> tuple[str, list[str]]:
 
 
 def _headline(teacher: Row, few: Row, student: Row) -> str:
-    metric = "frechet_video"
-    if not all(metric in row.values for row in (teacher, few, student)):
+    metric = next((one for one in HEADLINES if all(one in row.values for row in (teacher, few, student))), None)
+    if metric is None:
         return (
             f"There is no Fréchet distance for the {student.steps}-step student, because the clips are your own and "
             "the networks behind it know portraits alone; it was trained on these clips, so nothing here is held out."
         )
     good, poor, own = (row.values[metric] for row in (teacher, few, student))
     numbers = (
-        f"its video Fréchet distance is {number(own)}, that of {_words(few)} {number(poor)}, "
+        f"its {HEADLINES[metric]} is {number(own)}, that of {_words(few)} {number(poor)}, "
         f"that of {_words(teacher)} {number(good)}"
     )
     if own >= poor:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from w2svd_core.assembly import Encoders, bundled_encoders
+from w2svd_core.assembly import bundled_encoders
+from w2svd_core.data.encoder_source import LoadedEncoders
 from w2svd_core.data.latents import LatentSet, load_latents
 from w2svd_core.data.portraits import render_folder
 from w2svd_core.files import read_safetensors
@@ -16,18 +17,18 @@ from w2svd_core.settings import Data
 
 
 @pytest.fixture(scope="module")
-def encoders() -> Encoders:
+def encoders() -> LoadedEncoders:
     return bundled_encoders()
 
 
-def load(folder: Path, encoders: Encoders) -> tuple[LatentSet, list[str]]:
+def load(folder: Path, encoders: LoadedEncoders) -> tuple[LatentSet, list[str]]:
     """The latents of a folder of clips of 5 frames, 32 x 32 px, and what was told while they were made."""
     told: list[str] = []
     settings = Data(folder=str(folder), frames=5, height=32, width=32, fps=8.0, cache=str(folder.parent / "cache"))
-    return load_latents(settings, encoders.codec, encoders.prompts, lambda what, *_: told.append(what)), told
+    return load_latents(settings, encoders, lambda what, *_: told.append(what)), told
 
 
-def test_a_clip_in_another_subfolder_is_another_clip(tmp_path: Path, encoders: Encoders) -> None:
+def test_a_clip_in_another_subfolder_is_another_clip(tmp_path: Path, encoders: LoadedEncoders) -> None:
     folder = tmp_path / "clips"
     render_folder(folder, 2, 0, 5, 32, 32, 8.0)
     first, told = load(folder, encoders)

@@ -1,50 +1,61 @@
-"""Wan text-to-video: diffusers' `WanTransformer3DModel`, from a diffusers folder or a native (ComfyUI) file."""
+"""Wan 2.1 and 2.2: diffusers' `WanTransformer3DModel`, text-to-video and from a first frame.
+
+Two ways to give a first frame. Image-to-video (2.1) reads it beside the noise: 4 channels of mask, then the latents of
+the frame followed by grey ones, and an image embedding in the cross attention. TI2V (2.2, 5B) has it IN the noise: the
+first latent frame is clean and its tokens have time 0, so that nothing is to be predicted there.
+"""
 
 from __future__ import annotations
 
-import inspect
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from ..condition import Condition
 from ..errors import UserError
-from ..files import read_safetensors
 from ..flow import Process, RectifiedFlow
 from ..geometry import LatentGeometry
+from ..settings import Model
 from . import wan_keys
-from .base import Architecture, KeyMap
+from .base import Architecture, Facts, KeyMap
+from .wan_loading import config_of, hollow_model, load_model, new_model, stays_wide
+from .wan_probe import probe_of
+from .wan_variants import MASK, TI2V_CHANNELS, facts_of, geometry_of, kind_of, needs_of, takes_of
 
 NATIVE_TEXT_DIM = 4096  # what native loaders expect of UMT5; narrower prompt embeddings are zero-padded to it
-CLASS = "WanTransformer3DModel"
-SIZES = (  # what a config must say; for the rest there are defaults that every published model shares
-    *("patch_size", "num_attention_heads", "attention_head_dim", "in_channels", "out_channels"),
-    *("text_dim", "freq_dim", "ffn_dim", "num_layers"),
-)
+if TYPE_CHECKING:
+    from ..data.codec import Codec
+    from ..data.encoder_source import EncoderSource, StartEncoder
+
+CHANNELS = 16  # of a model that is trained from scratch
+IMAGE_TEXT_TOKENS = 512  # diffusers counts the image's tokens as all before the last 512
 
 
 class WanBackbone:
-    """Wan 2.1 text-to-video. The model predicts eps - x0 and takes its time as 1000 sigma."""
+    """Wan. The model predicts eps - x0 and takes its time as 1000 sigma."""
 
     name = "wan"
     process: Process = RectifiedFlow()
-    geometry = LatentGeometry(channels=16, space=8, time=4, patch=2)
-    lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
+    lora_targets: tuple[str, ...] = (
+        *("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"),
+        *("add_k_proj", "add_v_proj"),  # of image-to-video alone
+    )
     keys: KeyMap = wan_keys
 
     def build(self, architecture: Architecture) -> nn.Module:
         a = architecture
-        return self._model(
+        return new_model(
             {
                 "patch_size": [1, 2, 2],
                 "num_attention_heads": a.heads,
                 "attention_head_dim": a.head_dim,
-                "in_channels": self.geometry.channels,
-                "out_channels": self.geometry.channels,
+                "in_channels": 2 * CHANNELS + MASK if a.first_frame else CHANNELS,
+                "out_channels": CHANNELS,
                 "text_dim": a.text_dim,
                 "freq_dim": 256,
                 "ffn_dim": a.ffn_dim,
@@ -53,73 +64,85 @@ class WanBackbone:
         )
 
     def load(self, path: Path, dtype: torch.dtype) -> nn.Module:
-        if path.is_dir():
-            return self._load_folder(path, dtype)
-        state, metadata = read_safetensors(path)
-        if "config" not in metadata:
+        return load_model(path, dtype)
+
+    def with_first_frame(self, model: nn.Module) -> nn.Module:
+        config = config_of(model)
+        if kind_of(config) != "t2v":
+            raise UserError(f"{self.facts(model).name} can't be widened by a first frame; name a text-to-video model")
+        weights = model.state_dict()
+        old = weights["patch_embedding.weight"]  # width c 1 2 2
+        more = old.new_zeros(old.shape[0], MASK + config["out_channels"], *old.shape[2:])
+        weights["patch_embedding.weight"] = torch.cat([old, more], dim=1)
+        wide = hollow_model({**config, "in_channels": old.shape[1] + more.shape[1]})
+        wide.load_state_dict(weights, assign=True)
+        return wide
+
+    def latents(self, model: nn.Module) -> LatentGeometry:
+        return geometry_of(_config(model))
+
+    def facts(self, model: nn.Module) -> Facts:
+        parameters = sum(p.numel() for name, p in model.named_parameters() if ".lora_" not in name)
+        return facts_of(_config(model), parameters)
+
+    def encoder_source(self, settings: Model, device: torch.device) -> EncoderSource:
+        from .wan_source import WanSource, config_at
+
+        # float16 is too small a range for UMT5
+        text = torch.float32 if settings.precision == "fp32" else torch.bfloat16
+        return WanSource(settings, config_at(Path(settings.path)), settings.first_frame, text, device)
+
+    def start_encoder(self, settings: Model, codec: Codec) -> StartEncoder | None:
+        from .wan_image import FrameThenGrey
+        from .wan_source import config_at
+
+        match settings.init:
+            case "load":
+                takes = kind_of(config_at(Path(settings.path))) == "i2v"
+            case "random":
+                takes = settings.first_frame
+            case _:
+                takes = True
+        return FrameThenGrey(codec, None) if takes else None
+
+    def check_fit(self, model: nn.Module, latents: LatentGeometry, width: int) -> None:
+        config = _config(model)
+        if latents.channels != config["out_channels"]:
             raise UserError(
-                f"{path} does not say its architecture; give model.path a diffusers folder, "
-                "or a native file that this project wrote"
-            )
-        place = f"the config in the header of {path}"
-        config = _arguments(_read_config(metadata["config"], place), place)
-        model = self._filled(config, wan_keys.from_native(state), path)
-        return _cast(model, dtype)
-
-    def _load_folder(self, path: Path, dtype: torch.dtype) -> nn.Module:
-        from diffusers import WanTransformer3DModel
-
-        folder = path / "transformer" if (path / "transformer").is_dir() else path
-        place = folder / "config.json"
-        config = _read_config(place.read_bytes(), place) if place.is_file() else {}
-        if config.get("_class_name") != CLASS:
-            raise UserError(f"{path} is not a diffusers folder of a {CLASS}; check model.path")
-        _arguments(config, place)
-        model: nn.Module
-        try:
-            model, found = WanTransformer3DModel.from_pretrained(
-                folder, torch_dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
-            )
-        except (OSError, ValueError, RuntimeError) as error:
-            raise UserError(f"{folder} could not be read as a Wan model ({error}); copy it again") from error
-        if found["missing_keys"] or found["unexpected_keys"]:
-            raise UserError(f"{folder} does not hold the Wan model that its config.json describes; copy it again")
-        return model
-
-    def _filled(self, config: Mapping[str, Any], state: Mapping[str, Tensor], path: Path) -> nn.Module:
-        model = self._model(config)
-        name = "condition_embedder.text_embedder.linear_1.weight"
-        narrow = config["text_dim"]
-        weights = {key: value.float() for key, value in state.items()}
-        if name in weights and weights[name].shape[1] > narrow:  # the zero columns of a padded text width
-            if weights[name][:, narrow:].any():
-                raise UserError(f"{path} says text_dim {narrow}, but its text embedding is wider; write it again")
-            weights[name] = weights[name][:, :narrow].clone()
-        try:
-            model.load_state_dict(weights)
-        except RuntimeError as error:
-            raise UserError(f"{path} does not hold the Wan model that its header describes; copy it again") from error
-        return model
-
-    @staticmethod
-    def _model(config: Mapping[str, Any]) -> nn.Module:
-        from diffusers import WanTransformer3DModel
-
-        model: nn.Module = WanTransformer3DModel.from_config(dict(config))
-        return model
-
-    def check_fit(self, model: nn.Module, latents: LatentGeometry, condition: Condition) -> None:
-        config: Any = model.config
-        if latents.channels != config.in_channels:
-            raise UserError(
-                f"the model takes latents of {config.in_channels} channels, the codec makes {latents.channels}; "
+                f"the model takes latents of {config['out_channels']} channels, the codec makes {latents.channels}; "
                 "name a model of the codec's kind in model.path"
             )
-        width = condition.fields["text"].shape[-1]
-        if width != config.text_dim:
+        if width != config["text_dim"]:
             raise UserError(
-                f"the model takes prompt embeddings {config.text_dim} wide, the prompt encoder makes them {width} "
+                f"the model takes prompt embeddings {config['text_dim']} wide, the prompt encoder makes them {width} "
                 "wide; name a model of the encoder's kind in model.path"
+            )
+
+    def check_condition(self, model: nn.Module, condition: Condition) -> None:
+        config = _config(model)
+        fields = condition.fields
+        missing = [name for name in needs_of(config) if name not in fields]
+        unknown = [name for name in fields if name not in takes_of(config)]
+        if missing or unknown:
+            wants = f"needs {' and '.join(missing)} of each clip" if missing else f"takes no {' and '.join(unknown)}"
+            raise UserError(
+                f"{self.facts(model).name} {wants}, but the clips were prepared with {', '.join(fields)}; "
+                "name a model of their kind in model.path, or prepare them again for this one"
+            )
+        if "start" in fields and fields["start"].shape[1] != config["out_channels"]:
+            raise UserError(
+                f"{self.facts(model).name} takes a first frame of {config['out_channels']} channels, the clips were "
+                f"prepared with {fields['start'].shape[1]}; prepare them again for this model"
+            )
+        if "image" in fields and fields["image"].shape[-1] != config["image_dim"]:
+            raise UserError(
+                f"{self.facts(model).name} takes image embeddings {config['image_dim']} wide, the image encoder makes "
+                f"them {fields['image'].shape[-1]} wide; name this model's own encoder in model.image_encoder"
+            )
+        if "image" in fields and fields["text"].shape[1] > IMAGE_TEXT_TOKENS:
+            raise UserError(
+                f"{self.facts(model).name} takes prompts of at most {IMAGE_TEXT_TOKENS} tokens, these have "
+                f"{fields['text'].shape[1]}; prepare them again for this model"
             )
 
     def blocks(self, model: nn.Module) -> Iterable[nn.Module]:
@@ -127,19 +150,47 @@ class WanBackbone:
         return found
 
     def predict(self, model: nn.Module, x_t: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
+        self.check_condition(model, condition)
         dtype = model.get_parameter("patch_embedding.weight").dtype  # diffusers keeps some others in float32
+        fields = {name: value.to(dtype) for name, value in condition.fields.items()}
+        hidden, time = x_t.to(dtype), 1000 * sigma.to(x_t.device).expand(len(x_t))
+        text, image = fields["text"], fields.get("image")
+        if kind_of(_config(model)) == "i2v":
+            hidden = torch.cat([hidden, _mask(fields["start"]), fields["start"]], dim=1)
+        elif "start" in fields:
+            hidden = _with_start(hidden, fields["start"])
+            time = _time_of_tokens(time, hidden, *_config(model)["patch_size"])
+        if image is not None:
+            text = pad(text, (0, 0, 0, IMAGE_TEXT_TOKENS - text.shape[1]))
         output: Tensor = model(
-            hidden_states=x_t.to(dtype),
-            timestep=1000 * sigma.to(x_t.device).expand(len(x_t)),
-            encoder_hidden_states=condition.fields["text"].to(dtype),
+            hidden_states=hidden,
+            timestep=time,
+            encoder_hidden_states=text,
+            encoder_hidden_states_image=image,
             return_dict=False,
         )[0]
         return output
 
+    def hold(self, x0: Tensor, condition: Condition) -> Tensor:
+        start = _held(condition)
+        return x0 if start is None else _with_start(x0, start)
+
+    def free(self, condition: Condition, like: Tensor) -> Tensor | None:
+        if _held(condition) is None:
+            return None
+        if like.shape[2] == 1:
+            raise UserError("a clip of one latent frame is nothing but its given first frame; raise data.frames")
+        mask = torch.ones(len(like), 1, like.shape[2], 1, 1, device=like.device)
+        mask[:, :, 0] = 0
+        return mask
+
+    def probe(self, model: nn.Module) -> tuple[Tensor, Tensor, Condition]:
+        return probe_of(_config(model))
+
     def save_folder(self, model: nn.Module, folder: Path, dtype: torch.dtype) -> None:
-        weights = {name: w if _stays_wide(model, name) else w.to(dtype) for name, w in model.state_dict().items()}
+        weights = {name: w if stays_wide(model, name) else w.to(dtype) for name, w in model.state_dict().items()}
         with torch.device("meta"):
-            twin = self._model(_config_of(model))  # the training goes on with the model's own numbers
+            twin = new_model(config_of(model))  # the training goes on with the model's own numbers
         twin.load_state_dict(weights, assign=True)
         twin.save_pretrained(folder, safe_serialization=True)  # type: ignore[operator]
 
@@ -148,85 +199,38 @@ class WanBackbone:
 
     def native_metadata(self, model: nn.Module) -> dict[str, str]:
         """What a native file's header must say so that `load` can read it back."""
-        return {"config": json.dumps(_config_of(model))}
+        return {"config": json.dumps(config_of(model))}
 
 
-def _cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """The model in `dtype`, but for what diffusers keeps in float32 when it loads a folder itself."""
-    for name, parameter in model.named_parameters():
-        if not _stays_wide(model, name):
-            parameter.data = parameter.data.to(dtype)
-    return model
+def _config(model: nn.Module) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = model.config  # type: ignore[assignment]
+    return found
 
 
-def _stays_wide(model: nn.Module, name: str) -> bool:
-    """Whether diffusers keeps this parameter in float32."""
-    kept: Sequence[str] = model._keep_in_fp32_modules  # type: ignore[assignment]
-    return not set(kept).isdisjoint(name.split("."))
+def _held(condition: Condition) -> Tensor | None:
+    """The first latent frame that x0 itself holds, `b c 1 h w`: TI2V's way, known by the channels of its VAE."""
+    start = condition.fields.get("start")
+    return start if start is not None and start.shape[1] == TI2V_CHANNELS else None
 
 
-def _config_of(model: nn.Module) -> dict[str, Any]:
-    """The arguments that the model was made with; without diffusers' own entries, such as where it was loaded from."""
-    return {k: v for k, v in dict(model.config).items() if not k.startswith("_")}  # type: ignore[arg-type]
+def _with_start(x: Tensor, start: Tensor) -> Tensor:
+    return torch.cat([start.to(x.dtype), x[:, :, 1:]], dim=2)
 
 
-def _read_config(text: str | bytes, place: Path | str) -> dict[str, Any]:
-    """A config as it stands there.
-
-    Raises:
-        UserError: it is not JSON, or not an object.
-    """
-    try:
-        config = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{place} is not JSON ({error}); copy the model again") from error
-    if not isinstance(config, dict):
-        raise UserError(f"{place} is not a JSON object; copy the model again")
-    return config
+def _mask(start: Tensor) -> Tensor:
+    """`b 4 f h w`: 1 for the four channels of the first latent frame, the only one that is given."""
+    b, _, f, h, w = start.shape
+    mask = start.new_zeros(b, MASK, f, h, w)
+    mask[:, :, 0] = 1
+    return mask
 
 
-def _arguments(config: Mapping[str, Any], place: Path | str) -> dict[str, Any]:
-    """The arguments of a `WanTransformer3DModel` that a config holds.
-
-    Raises:
-        UserError: it has a key that the class does not know, lacks a size, or a value is of the wrong kind.
-    """
-    from diffusers import WanTransformer3DModel
-
-    parameters = inspect.signature(WanTransformer3DModel).parameters
-    given = {key: value for key, value in config.items() if not key.startswith("_")}
-    unknown = sorted(given.keys() - parameters.keys())
-    if unknown:
-        raise UserError(
-            f"{place} has keys that a {CLASS} does not take ({', '.join(unknown[:3])}); "
-            "name a plain Wan text-to-video model, or update diffusers"
-        )
-    missing = [name for name in SIZES if name not in given]
-    if missing:
-        raise UserError(f"{place} lacks {', '.join(missing)}; copy the model again")
-    for key, value in given.items():
-        if not _fits(value, parameters[key].default):
-            raise UserError(f"{place} gives {key} as {value!r}, which no {CLASS} can have; copy the model again")
-    return given
-
-
-def _fits(value: object, default: object) -> bool:
-    """Whether a value is of the kind of an argument's default; counts and sizes are whole and positive."""
-    if isinstance(default, tuple):
-        return isinstance(value, list) and len(value) == len(default) and all(map(_is_size, value))
-    if isinstance(default, bool):
-        return isinstance(value, bool)
-    if isinstance(default, int):
-        return _is_size(value)
-    if isinstance(default, float):
-        return isinstance(value, float | int) and not isinstance(value, bool)
-    if isinstance(default, str):
-        return value is None or isinstance(value, str)
-    return value is None or _is_size(value)
-
-
-def _is_size(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+def _time_of_tokens(time: Tensor, hidden: Tensor, frames: int, rows: int, columns: int) -> Tensor:
+    """(b,) -> (b, tokens), frame by frame as the model lays out its patches; 0 on those of the first latent frame."""
+    f, h, w = hidden.shape[2] // frames, hidden.shape[3] // rows, hidden.shape[4] // columns
+    times = time[:, None].repeat(1, f * h * w)
+    times[:, : h * w] = 0
+    return times
 
 
 BACKBONE = WanBackbone()

@@ -9,12 +9,15 @@ The module itself is a `KeyMap` for `lora_files`: `native_module`, `diffusers_mo
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from ..errors import UserError
+
+Value = TypeVar("Value")
 
 # diffusers name -> native name, of everything outside the blocks
 _TOP = {
@@ -111,8 +114,8 @@ def to_native(state: Mapping[str, Tensor], prefix: str = "") -> dict[str, Tensor
     return {prefix + _parameter(name, _TOP, _BLOCK, "diffusers'"): tensor for name, tensor in state.items()}
 
 
-def from_native(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename a whole native state dict to diffusers names; tensors are passed on, not copied.
+def from_native(state: Mapping[str, Value]) -> dict[str, Value]:
+    """Rename a whole native state dict to diffusers names; tensors (or whatever there is) are passed on, not copied.
 
     Args:
         state: names as in the original or ComfyUI files, with or without `model.diffusion_model.` or
@@ -121,19 +124,45 @@ def from_native(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         UserError: a name that no Wan transformer has, the same name twice, or scaled weights (fp8_scaled).
     """
-    quantised = [name for name in state if any(part in _QUANTISED for part in name.split("."))]
-    if quantised:
-        raise UserError(
-            f"the checkpoint holds scaled weights (key {quantised[0]}), which can't be read as plain ones; "
-            "use the bf16, fp16 or plain fp8 file of the same model"
-        )
-    renamed: dict[str, Tensor] = {}
+    _refuse_scaled(state)
+    renamed: dict[str, Value] = {}
     for name, tensor in state.items():
         new = _parameter(strip_prefix(name), _TOP_BACK, _BLOCK_BACK, "the native")
         if new in renamed:
             raise UserError(f"the checkpoint holds {strip_prefix(name)} twice, with and without a prefix; save it once")
         renamed[new] = tensor
     return renamed
+
+
+def diffusers_names(names: Iterable[str]) -> dict[str, str]:
+    """Where a single file keeps what: diffusers' name of each parameter -> the file's own name.
+
+    Args:
+        names: of a native file or of one with diffusers' names, with or without prefix.
+
+    Raises:
+        UserError: a name that no Wan transformer has, the same name twice, or scaled weights (fp8_scaled).
+    """
+    own = {name: name for name in names}
+    if not any(strip_prefix(name).startswith("condition_embedder.") for name in own):
+        return from_native(own)
+    _refuse_scaled(own)
+    kept = [name for name in own if ".norm_added_q." not in name]  # older converters wrote it; no model has it
+    return {_known(strip_prefix(name)): name for name in kept}
+
+
+def _known(name: str) -> str:
+    _parameter(name, _TOP, _BLOCK, "diffusers'")
+    return name
+
+
+def _refuse_scaled(names: Iterable[str]) -> None:
+    scaled = [name for name in names if any(part in _QUANTISED for part in name.split("."))]
+    if scaled:
+        raise UserError(
+            f"the checkpoint holds scaled weights (key {scaled[0]}), which can't be read as plain ones; "
+            "use the bf16, fp16 or plain fp8 file of the same model"
+        )
 
 
 def strip_prefix(name: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +15,11 @@ from torch import Tensor
 from ..condition import Condition
 from ..files import read_safetensors, write_safetensors
 from ..hashing import tensors_hash, value_hash
+from ..randomness import shuffled_rows
 from ..settings import Data
 from .clips import Clip, list_clips
-from .codec import Codec, to_unit
-from .prompts import PromptEncoder
+from .codec import to_unit
+from .encoder_source import LoadedEncoders, null_condition
 
 LAYOUT = 2  # of the cache's files; another number makes them anew
 CONDITION = "condition/"  # before the names of a condition's fields in the cache
@@ -47,6 +49,15 @@ class LatentSet:
         """Changes with anything that a training would see: latents, conditions, their order."""
         return tensors_hash({"latents": self.latents, **self.condition.fields})
 
+    def rows(self, place: int, count: int, seed: int) -> list[int]:
+        """`count` rows at a place of an endless stream that goes through all clips, reshuffled each time."""
+        return shuffled_rows(len(self), place, count, seed)
+
+    def shape(self, rows: Sequence[int]) -> tuple[int, int, int, int]:
+        """(c, f, h, w) of some rows; all are alike."""
+        c, f, h, w = self.latents.shape[1:]
+        return c, f, h, w
+
     def batch(self, rows: Sequence[int], device: torch.device) -> tuple[Tensor, Condition]:
         """Latents and conditions of some rows, on a device."""
         index = torch.as_tensor(rows)
@@ -75,48 +86,58 @@ def clip_folder(settings: Data, progress: Progress) -> Path:
     return folder
 
 
-def load_latents(settings: Data, codec: Codec, encoder: PromptEncoder, progress: Progress) -> LatentSet:
+def load_latents(settings: Data, encoders: LoadedEncoders, progress: Progress) -> LatentSet:
     """Encode every clip of the recipe's folder, or read the cache that an earlier run made of the same clips.
+
+    For encoders that are there already and clips of one shape that fit into memory; everything else is prepared.
 
     Raises:
         UserError: the folder, a clip, a caption or the size does not serve; the sentence names it.
     """
-    codec.geometry.latent_shape(settings.frames, settings.height, settings.width)
+    encoders.geometry.latent_shape(settings.frames, settings.height, settings.width)
     clips = list_clips(clip_folder(settings, progress))
-    print_of_all = _fingerprint(clips, settings, codec, encoder)
+    print_of_all = _fingerprint(clips, settings, encoders)
     path = cache_folder(settings) / f"latents-{print_of_all}.safetensors"
     if path.is_file():
         tensors, _ = read_safetensors(path)
     else:
-        condition = encoder.encode([clip.caption for clip in clips])
+        condition = encoders.prompts.encode([clip.caption for clip in clips])
         tensors = {f"{CONDITION}{name}": value for name, value in condition.fields.items()}
-        tensors["latents"] = _encode_clips(clips, settings, codec, progress)
+        tensors |= _encode_clips(clips, settings, encoders, progress)
         write_safetensors(path, tensors, {"clips": json.dumps([clip.name for clip in clips])})
     return LatentSet(
         tensors["latents"],
         Condition({name.removeprefix(CONDITION): t for name, t in tensors.items() if name.startswith(CONDITION)}),
-        encoder.encode([""]),
+        null_condition(encoders.prompts),
         tuple(clip.caption for clip in clips),
     )
 
 
 @torch.no_grad()
-def _encode_clips(clips: Sequence[Clip], settings: Data, codec: Codec, progress: Progress, batch: int = 16) -> Tensor:
+def _encode_clips(
+    clips: Sequence[Clip], settings: Data, encoders: LoadedEncoders, progress: Progress, batch: int = 16
+) -> dict[str, Tensor]:
+    """Latents, and what an image-to-video model is shown of each clip's first frame."""
     from .video import read_video
 
-    parts = []
+    parts: dict[str, list[Tensor]] = defaultdict(list)
     for start in range(0, len(clips), batch):
         videos = [
             read_video(clip.path, settings.frames, settings.height, settings.width, settings.fps)
             for clip in clips[start : start + batch]
         ]
-        parts.append(torch.cat([codec.encode(to_unit(video[None])) for video in videos]))
+        for video in map(to_unit, (video[None] for video in videos)):
+            parts["latents"].append(encoders.codec.encode(video))
+            fields = encoders.start.encode(video[:, :, :1], video.shape[2]) if encoders.start else {}
+            for name, value in fields.items():
+                parts[f"{CONDITION}{name}"].append(value)
         progress("encoding clips", min(start + batch, len(clips)), len(clips))
-    return torch.cat(parts)
+    return {name: torch.cat(values) for name, values in parts.items()}
 
 
-def _fingerprint(clips: Sequence[Clip], settings: Data, codec: Codec, encoder: PromptEncoder) -> str:
+def _fingerprint(clips: Sequence[Clip], settings: Data, encoders: LoadedEncoders) -> str:
     """Of everything that the cached tensors depend on: files, captions, size, rate, codec and text encoder."""
     files = [(c.name, c.path.stat().st_size, c.path.stat().st_mtime_ns, c.caption) for c in clips]
     size = (LAYOUT, settings.frames, settings.height, settings.width, settings.fps)
-    return value_hash([files, size, codec.fingerprint(), encoder.fingerprint()])
+    own = encoders.fingerprints()
+    return value_hash([files, size, own["codec"], own["text"], *([own["start"]] if own["start"] else [])])

@@ -5,7 +5,9 @@ A video is uint8 (F, H, W, 3), RGB.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,9 @@ import numpy.typing as npt
 
 from ..errors import UserError
 from ..opencv import import_cv2
+from .decoding import Image, file_pictures
+from .image_folders import IMAGES, folder_pictures, read_picture
 
-Image = npt.NDArray[np.uint8]  # h w 3
 Video = npt.NDArray[np.uint8]  # f h w 3
 
 CONTAINERS = (".mp4", ".mov", ".mkv")
@@ -33,12 +36,13 @@ def read_video(
     """Read the beginning of a video.
 
     Args:
-        path: any file with a video stream that FFmpeg reads.
+        path: any file with a video stream that FFmpeg reads, or a folder of images, a frame from each.
         frames: how many frames to return from the start; all when None.
         height, width: pixels to return.  The picture is cropped around its centre to the wanted aspect, then
             resized by area averages.  When one is None it follows from the aspect of the file; when both are
             None the size stays.
-        fps: frames a second to return: for each time the nearest frame of the file.  The file's own if None.
+        fps: frames a second to return: for each time the nearest frame of the file.  The file's own if None.  A
+            folder of images has no rate, and its frames are returned as they are.
 
     Returns:
         uint8 (F, H, W, 3), RGB.
@@ -46,33 +50,73 @@ def read_video(
     Raises:
         UserError: the file is missing, broken, truncated, has no video stream or fewer frames than wanted.
     """
-    import av
-
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path} is not there; check the path of the video")
-    pictures: list[Image] = []
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise UserError(f"{path} has no video stream; give a file with pictures")
-            timed = _decode(container, path)
-            for frame in timed if fps is None else _resample(timed, fps, _step(container.streams.video[0])):
-                pictures.append(_fit(_picture(frame[1]), height, width))
-                if len(pictures) == frames:
-                    break
-    except (av.error.FFmpegError, EOFError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(f"{path} is broken or truncated ({reason}); copy or encode it again") from error
+    pictures = [_fit(picture, height, width) for picture in itertools.islice(_pictures(path, fps), frames)]
     if not pictures:
         raise UserError(f"{path} has no readable frame; copy or encode it again")
     if frames is not None and len(pictures) < frames:
-        rate = "" if fps is None else f" at {fps:g} fps"
+        rate = "" if fps is None or path.is_dir() else f" at {fps:g} fps"
         raise UserError(
             f"{path} is too short: it has {len(pictures)} frames{rate} and {frames} are needed; "
             "remove it or ask for fewer frames"
         )
     return np.stack(pictures)
+
+
+@dataclass(frozen=True)
+class Excerpt:
+    """The beginning of a clip.
+
+    Attributes:
+        video: its frames, cropped and resized.
+        goes_on: whether the clip has more frames than these.
+        height, width: of the clip's own picture, in px.
+    """
+
+    video: Video
+    goes_on: bool
+    height: int
+    width: int
+
+
+def read_excerpt(path: Path, frames: int, fps: float, size: Callable[[int, int], tuple[int, int]]) -> Excerpt:
+    """Read at most `frames` frames, at a size that follows from the clip's own.
+
+    Args:
+        path, fps: as for :func:`read_video`.
+        frames: at most so many; a shorter clip is returned whole.
+        size: from the (height, width) of the clip's picture to those to return.
+
+    Raises:
+        UserError: the file is missing, broken, truncated or has no video stream.
+    """
+    path = Path(path)
+    pictures = _pictures(path, fps)
+    first = next(pictures, None)
+    if first is None:
+        raise UserError(f"{path} has no readable frame; copy or encode it again")
+    height, width = first.shape[:2]
+    wanted = size(height, width)
+    some = [_fit(picture, *wanted) for picture in itertools.islice(itertools.chain([first], pictures), frames)]
+    return Excerpt(np.stack(some), next(pictures, None) is not None, height, width)
+
+
+def _pictures(path: Path, fps: float | None) -> Iterator[Image]:
+    return folder_pictures(path) if path.is_dir() else file_pictures(path, fps)
+
+
+def read_first_frame(path: Path, height: int, width: int) -> Image:
+    """An image, or the first frame of a video, cropped around its centre and resized.
+
+    Raises:
+        UserError: it is missing, broken, or neither of the two.
+    """
+    path = Path(path)
+    if path.suffix.lower() in IMAGES:
+        if not path.is_file():
+            raise UserError(f"{path} is not there; check the path of the image")
+        return _fit(read_picture(path), height, width)
+    return np.asarray(read_video(path, 1, height, width)[0], np.uint8)
 
 
 def write_video(path: Path, video: Video, fps: float, crf: int = 12, pixel_format: str = "yuv420p") -> None:
@@ -131,54 +175,6 @@ def write_png(path: Path, image: Image) -> None:
         Pillow.fromarray(image).save(temporary, format="PNG")
 
 
-def _decode(container: Any, path: Path) -> Iterator[tuple[float, Any]]:
-    """Every frame with its time in seconds from the first; tells when the file ends before its index does."""
-    stream = container.streams.video[0]
-    stream.thread_type = "AUTO"
-    step, start, packets, count = _step(stream), None, 0, 0
-    for packet in container.demux(stream):
-        packets += packet.size > 0
-        for frame in packet.decode():
-            time = count * step if frame.time is None else float(frame.time)
-            start = time if start is None else start
-            yield time - start, frame
-            count += 1
-    if stream.frames and packets < stream.frames:
-        raise UserError(
-            f"{path} is truncated: its index lists {stream.frames} frames and {packets} are there; "
-            "copy or encode it again"
-        )
-
-
-def _step(stream: Any) -> float:
-    """Seconds between two frames of the file."""
-    rate = stream.average_rate or stream.guessed_rate
-    return 1.0 / float(rate) if rate else 1.0 / 25.0
-
-
-def _resample(timed: Iterator[tuple[float, Any]], fps: float, step: float) -> Iterator[tuple[float, Any]]:
-    """For each time k / fps the nearest frame; the last frame lasts for ``step`` seconds."""
-    if fps <= 0:
-        raise UserError(f"fps is {fps:g}; give a number above 0")
-    wanted = 0
-    last: tuple[float, Any] | None = None
-    for time, frame in timed:
-        while last is not None and wanted / fps < (last[0] + time) / 2:
-            yield wanted / fps, last[1]
-            wanted += 1
-        last = (time, frame)
-    while last is not None and wanted / fps < last[0] + step - 1e-4:
-        yield wanted / fps, last[1]
-        wanted += 1
-
-
-def _picture(frame: Any) -> Image:
-    """A decoded frame as RGB, upright."""
-    picture: Image = frame.to_ndarray(format="rgb24")
-    turns = round(getattr(frame, "rotation", 0) / 90) % 4  # counter-clockwise quarters, as cameras note them
-    return np.rot90(picture, turns) if turns else picture
-
-
 def _fit(picture: Image, height: int | None, width: int | None) -> Image:
     """Crop around the centre to the wanted aspect, then resize."""
     h, w = picture.shape[:2]
@@ -186,7 +182,7 @@ def _fit(picture: Image, height: int | None, width: int | None) -> Image:
         return np.ascontiguousarray(picture)
     height = height or max(round((width or w) * h / w), 1)
     width = width or max(round(height * w / h), 1)
-    crop_h, crop_w = min(h, round(w * height / width)), min(w, round(h * width / height))
+    crop_h, crop_w = min(h, max(round(w * height / width), 1)), min(w, max(round(h * width / height), 1))
     top, left = (h - crop_h) // 2, (w - crop_w) // 2
     picture = np.ascontiguousarray(picture[top : top + crop_h, left : left + crop_w])
     if picture.shape[:2] == (height, width):

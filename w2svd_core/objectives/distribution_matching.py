@@ -29,11 +29,15 @@ class Gap:
     nonfinite: int
 
 
-def _per_sample_mean(x: Tensor) -> Tensor:
+def _per_sample_mean(x: Tensor, free: Tensor | None) -> Tensor:
+    if free is not None:
+        return _per_sample_mean(x * free, None) / _per_sample_mean(free, None)
     return x.flatten(1).mean(1).view(-1, *[1] * (x.ndim - 1))
 
 
-def matching_gradient(x_student: Tensor, x0_fake: Tensor, x0_real: Tensor, floor: float = 0.05) -> Tensor:
+def matching_gradient(
+    x_student: Tensor, x0_fake: Tensor, x0_real: Tensor, floor: float = 0.05, free: Tensor | None = None
+) -> Tensor:
     """The gradient with respect to the student's clean sample (DMD eq. 7 with the weight of eq. 8, alpha_t dropped).
 
     g = (x0_fake - x0_real) / max(mean |x_student - x0_real|, floor), the mean over each sample.
@@ -42,12 +46,14 @@ def matching_gradient(x_student: Tensor, x0_fake: Tensor, x0_real: Tensor, floor
         x_student, x0_fake, x0_real: `b c f h w`; fake and real are the clean samples that the two scores see in the
             student's sample after noise was added to it.
         floor: in latent units; at small sigma the denominator goes to zero and the gradient would explode.
+        free: what there is to predict, 1 or 0, broadcasts against `b c f h w`; None = everything. The mean is taken
+            there; where a first frame is given, all three hold it and the gradient is zero.
 
     Returns:
         `b c f h w`, float32 or wider, no gradient. Non-finite elements stay as they are: see `watch`.
     """
     x, fake, real = wide(x_student).detach(), wide(x0_fake).detach(), wide(x0_real).detach()
-    return (fake - real) / _per_sample_mean((x - real).abs()).clamp(min=floor)
+    return (fake - real) / _per_sample_mean((x - real).abs(), free).clamp(min=floor)
 
 
 def matching_loss(x_student: Tensor, gradient: Tensor) -> Tensor:

@@ -7,7 +7,9 @@ from torch import Tensor
 from ..flow import Process, wide
 
 
-def denoising_loss(process: Process, output: Tensor, x0: Tensor, eps: Tensor, sigma: Tensor) -> Tensor:
+def denoising_loss(
+    process: Process, output: Tensor, x0: Tensor, eps: Tensor, sigma: Tensor, free: Tensor | None = None
+) -> Tensor:
     """Mean squared error of the model's raw output, weighted as in the teacher's own pre-training.
 
     Args:
@@ -15,8 +17,10 @@ def denoising_loss(process: Process, output: Tensor, x0: Tensor, eps: Tensor, si
         x0: the clean samples; for the critic the student's, without gradient.
         eps: unit noise.
         sigma: (b,).
+        free: what there is to predict, 1 or 0, broadcasts against `b c f h w`; None = everything.
 
     Returns:
         A scalar.
     """
-    return (wide(output) - process.target(x0, eps, sigma)).square().mean()
+    error = (wide(output) - process.target(x0, eps, sigma)).square()
+    return error.mean() if free is None else (error * free).sum() / free.expand_as(error).sum()

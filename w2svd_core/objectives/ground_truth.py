@@ -11,11 +11,13 @@ from torch import Tensor
 from .distribution_matching import matching_gradient
 
 
-def ground_truth_gradient(x_student: Tensor, x0_fake: Tensor, x_data: Tensor, floor: float = 0.05) -> Tensor:
+def ground_truth_gradient(
+    x_student: Tensor, x0_fake: Tensor, x_data: Tensor, floor: float = 0.05, free: Tensor | None = None
+) -> Tensor:
     """g = (x0_fake - x_data) / max(mean |x_student - x_data|, floor), the mean over each sample.
 
     Args:
-        x_student, x0_fake: as in `matching_gradient`.
+        x_student, x0_fake, free: as in `matching_gradient`.
         x_data: the real clip that the student's input was noised from, `b c f h w`.
     """
-    return matching_gradient(x_student, x0_fake, x_data, floor)
+    return matching_gradient(x_student, x0_fake, x_data, floor, free)

@@ -1,0 +1,153 @@
+"""What Wan is shown of a clip's first frame: its latents, and for 2.1's image-to-video a CLIP embedding, too."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..data.codec import Codec, to_pixels
+from ..errors import UserError
+from ..hashing import value_hash
+from .wan_files import Shapes, bundled_config, class_in, from_file, from_folder, frozen, hollow, sampled_hash, strip
+
+CLASSES = ("CLIPVisionModel", "CLIPVisionModelWithProjection", "CLIPModel")
+HEAD_DIM = 80  # of CLIP ViT-H; no tensor's shape tells it
+LAYERS = "encoder.layers."
+
+
+class ClipVision:
+    """CLIP's embedding of a picture as Wan 2.1 reads it: what the last layer but one makes of every patch.
+
+    Args:
+        model: a `CLIPVisionModel`; it is frozen here.
+        processor: its image processor, which resizes, crops and normalises.
+    """
+
+    def __init__(self, model: Any, processor: Any, device: torch.device | None = None) -> None:
+        self.model: Any = frozen(model, device or torch.device("cpu"))
+        self.processor = processor
+
+    @torch.no_grad()
+    def encode(self, pictures: Tensor) -> Tensor:
+        """(b, 1 + patches, width) float32 of pictures `b 3 1 h w` in [-1, 1], where they are."""
+        pixels = self.processor(images=list(to_pixels(pictures)[:, 0]), return_tensors="pt")["pixel_values"]
+        hidden = self.model(pixels.to(self.model.device, self.model.dtype), output_hidden_states=True).hidden_states
+        return torch.as_tensor(hidden[-2], dtype=torch.float32, device=pictures.device)
+
+    def fingerprint(self) -> str:
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return sampled_hash(self.model.state_dict(), ["image", value_hash(self.processor.to_json_string())])
+
+
+class FirstFrame:
+    """TI2V's start (Wan 2.2): the latents of the first frame alone, `start` (b, c, 1, h, w)."""
+
+    def __init__(self, codec: Codec) -> None:
+        self.codec = codec
+
+    def encode(self, first: Tensor, frames: int) -> dict[str, Tensor]:
+        """Fields of the condition, of a first frame `b 3 1 h w` in [-1, 1]; they are the same for any length."""
+        return {"start": self.codec.encode(first)}
+
+    def fingerprint(self) -> str:
+        return value_hash(["first frame", self.codec.fingerprint()])
+
+
+class FrameThenGrey:
+    """Image-to-video's start (Wan 2.1): the latents of a clip that is grey after its first frame, and CLIP's embedding.
+
+    Args:
+        codec: the model's VAE.
+        images: its image encoder; None for a model without an image embedding.
+    """
+
+    def __init__(self, codec: Codec, images: ClipVision | None) -> None:
+        self.codec, self.images = codec, images
+
+    def encode(self, first: Tensor, frames: int) -> dict[str, Tensor]:
+        """Fields of the condition, of a first frame `b 3 1 h w` in [-1, 1]: `start` (b, c, f, h, w) and `image`.
+
+        Args:
+            frames: of the clip, in pixels' time.
+        """
+        grey = first.new_zeros(*first.shape[:2], frames - 1, *first.shape[3:])
+        fields = {"start": self.codec.encode(torch.cat([first, grey], dim=2))}
+        return fields if self.images is None else {**fields, "image": self.images.encode(first)}
+
+    def fingerprint(self) -> str:
+        images = "" if self.images is None else self.images.fingerprint()
+        return value_hash(["frame then grey", self.codec.fingerprint(), images])
+
+
+def load_image_encoder(place: Path, dtype: torch.dtype) -> nn.Module:
+    """A `CLIPVisionModel` from a folder, or from one file with transformers' names (ComfyUI's clip_vision_h).
+
+    Raises:
+        UserError: broken, or another image encoder.
+    """
+    from transformers import CLIPVisionModel
+
+    model: nn.Module
+    if place.is_dir():
+        if class_in(place) not in CLASSES:
+            raise UserError(f"{place} is not a folder of a {CLASSES[0]}; check model.image_encoder")
+        model = from_folder(CLIPVisionModel.from_pretrained, place, "a CLIP vision model", dtype=dtype)
+    else:
+        model = from_file(place, "CLIP vision model", _plan, lambda name: dtype)
+    return model
+
+
+def load_image_processor(folder: Path | None, size: int) -> Any:
+    """CLIP's image processor of a folder, or the usual one for pictures of `size` pixels each way.
+
+    Raises:
+        UserError: the folder can't be read.
+    """
+    from transformers import CLIPImageProcessor
+
+    if folder is None:
+        return CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
+    try:
+        return CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{folder} could not be read as an image processor ({error}); copy it again") from error
+
+
+def _plan(shapes: Shapes) -> tuple[nn.Module, dict[str, str]]:
+    from transformers import CLIPVisionConfig, CLIPVisionModel
+
+    own = strip(shapes, ("vision_model.",))
+    config = CLIPVisionConfig(**clip_sizes({name: shapes[key] for name, key in own.items()}))
+    model = hollow(lambda: CLIPVisionModel(config))
+    prefix = "vision_model."  # of transformers 4; transformers 5 names them without
+    found = {name: own[name.removeprefix(prefix)] for name in model.state_dict() if name.removeprefix(prefix) in own}
+    return model, found
+
+
+def clip_sizes(shapes: Shapes) -> dict[str, Any]:
+    """The arguments of a `CLIPVisionConfig`, from the shapes of its tensors; the rest as published (ViT-H/14).
+
+    Raises:
+        UserError: it is no CLIP vision model of this kind.
+    """
+    patches = shapes.get("embeddings.patch_embedding.weight")
+    if patches is None or patches[0] % HEAD_DIM:
+        raise UserError("it is not the CLIP ViT-H vision model that Wan was trained with; name the model's own")
+    width, _, patch, _ = patches
+    side = round((shapes["embeddings.position_embedding.weight"][0] - 1) ** 0.5)
+    return {
+        **bundled_config("clip-vision-h"),
+        "hidden_size": width,
+        "num_attention_heads": width // HEAD_DIM,
+        "intermediate_size": shapes[f"{LAYERS}0.mlp.fc1.weight"][0],
+        "num_hidden_layers": 1 + max(int(n.split(".")[2]) for n in shapes if n.startswith(LAYERS)),
+        "patch_size": patch,
+        "image_size": side * patch,
+    }

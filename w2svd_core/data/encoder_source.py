@@ -1,0 +1,96 @@
+"""Where the encoders of a preparation come from: each loads when it is needed, and can be dropped before the next."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from ..condition import Condition
+from ..geometry import LatentGeometry
+from .codec import Codec
+from .prompts import PromptEncoder
+
+
+class StartEncoder(Protocol):
+    """What an image-to-video model is shown of a clip's first frame."""
+
+    def encode(self, first: Tensor, frames: int) -> Mapping[str, Tensor]:
+        """Fields of the condition, of a first frame `b 3 1 h w` in [-1, 1] and the clip's length in frames."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Changes when the fields of the same frame would."""
+        ...
+
+
+class EncoderSource(Protocol):
+    """The encoders of one model, not loaded yet.
+
+    Attributes:
+        geometry: of the codec's latents.
+        width: of a prompt's tokens.
+    """
+
+    @property
+    def geometry(self) -> LatentGeometry: ...
+
+    @property
+    def width(self) -> int: ...
+
+    def fingerprints(self) -> Mapping[str, str]:
+        """One of "codec", "text" (null prompt included) and "start" (empty without one) each, without loading much.
+
+        They change when what the encoder makes would. A training asks for them to find what was prepared for it.
+        """
+        ...
+
+    def load_prompts(self) -> PromptEncoder: ...
+
+    def load_codec(self) -> Codec: ...
+
+    def load_start(self, codec: Codec) -> StartEncoder | None:
+        """None for a model that takes no first frame."""
+        ...
+
+
+@dataclass(frozen=True)
+class LoadedEncoders:
+    """Encoders so small that they are there already."""
+
+    codec: Codec
+    prompts: PromptEncoder
+    start: StartEncoder | None = None
+
+    @property
+    def geometry(self) -> LatentGeometry:
+        return self.codec.geometry
+
+    @property
+    def width(self) -> int:
+        return self.prompts.width
+
+    def fingerprints(self) -> dict[str, str]:
+        return {
+            "codec": self.codec.fingerprint(),
+            "text": self.prompts.fingerprint(),
+            "start": self.start.fingerprint() if self.start else "",
+        }
+
+    def load_prompts(self) -> PromptEncoder:
+        return self.prompts
+
+    def load_codec(self) -> Codec:
+        return self.codec
+
+    def load_start(self, codec: Codec) -> StartEncoder | None:
+        return self.start
+
+
+def null_condition(prompts: PromptEncoder) -> Condition:
+    """What guidance leads away from, one row: the encoder's own, else the empty prompt."""
+    own = getattr(prompts, "null", None)
+    null: Condition = own() if own is not None else prompts.encode([""])
+    return null

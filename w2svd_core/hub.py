@@ -1,0 +1,34 @@
+"""Models from the Hugging Face hub, for a recipe that names one: `hub:owner/name`. Nothing else is ever downloaded."""
+
+from __future__ import annotations
+
+from .errors import UserError
+from .settings import Model
+
+PREFIX = "hub:"
+FILES = ("*.json", "*.safetensors", "*.model", "*.txt")  # never a pickle
+PARTS = ("path", "vae", "text_encoder", "tokenizer", "image_encoder")
+
+
+def fetched(settings: Model) -> Model:
+    """The same model with the folders of the hub's own cache in place of the repositories that it names.
+
+    Raises:
+        UserError: a repository is not there, or there is no network.
+    """
+    named = {part: getattr(settings, part) for part in PARTS}
+    wanted = {part: text.removeprefix(PREFIX) for part, text in named.items() if text.startswith(PREFIX)}
+    return settings.model_copy(update={part: _fetch(part, name) for part, name in wanted.items()})
+
+
+def _fetch(part: str, repository: str) -> str:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return snapshot_download(repository, allow_patterns=list(FILES))
+    except Exception as error:  # the hub has many kinds: no network, no such repository, no permission, a bad name
+        reason = (" ".join(str(error).split()) or type(error).__name__)[:200]
+        raise UserError(
+            f"model.{part} {PREFIX}{repository} could not be fetched ({reason}); check the name and the network, or "
+            "download it yourself and name its folder"
+        ) from error
