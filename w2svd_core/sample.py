@@ -142,12 +142,17 @@ def prompts_of(named: Sequence[str] | None, file: Path | None) -> list[str]:
 
 
 def recipe_of(source: Path | None, name: str | None, given: Mapping[str, str]) -> Recipe:
-    """The run's own recipe for a run folder, else the named one or that of the LoRA; the command line goes over it."""
+    """The run's own recipe for a run folder, else the named one or that of the LoRA; the command line goes over it.
+
+    Raises:
+        UserError: as `load_recipe`, or the run's own teacher has not been trained yet.
+    """
     if source is None or source.is_file():
         return load_recipe(name or recipe_in(source) or "portraits", given)
     from .run import RunFolder
+    from .stages import with_trained_teacher
 
-    return load_recipe(RunFolder.open(source).path / "recipe.yaml", given)
+    return with_trained_teacher(load_recipe(RunFolder.open(source).path / "recipe.yaml", given), source)
 
 
 def recipe_in(lora: Path | None) -> str:

@@ -56,6 +56,7 @@ class Model(Section):
     )
     vae: str = setting("", "folder or native file of the VAE; empty = the one beside the model in model.path")
     text_encoder: str = setting("", "folder or native file of the text encoder; empty = the one in model.path")
+    text_precision: Literal["fp32", "bf16"] = setting("bf16", "number format of the model's own text encoder")
     tokenizer: str = setting("", "folder of the tokenizer; empty = the one in model.path")
     image_encoder: str = setting("", "folder or native file of the image encoder; empty = the one in model.path")
     precision: Literal["fp32", "bf16", "fp16"] = setting("fp32", "number format of the base's weights and maths")

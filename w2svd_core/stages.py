@@ -44,7 +44,7 @@ def with_trained_teacher(recipe: Recipe, run: Path) -> Recipe:
     """The recipe of a run as its second stage needs it: what the first stage made is the teacher.
 
     An adapter joins `model.loras`; a full copy takes the place of `model.path`, with the adapters that it began with
-    inside. A recipe without a first stage comes back as it is.
+    inside. Nothing comes first in the recipe that is returned; one without a first stage comes back as it is.
 
     Raises:
         UserError: the first stage has not been finished.
@@ -60,4 +60,4 @@ def with_trained_teacher(recipe: Recipe, run: Path) -> Recipe:
         model = recipe.model.model_copy(update={"path": str(made / FULL_NATIVE), "loras": ()})
     else:
         raise UserError(f"{run / FIRST} has no fine-tuned teacher yet; finish it with --resume {run}")
-    return recipe.model_copy(update={"model": model})
+    return recipe.model_copy(update={"model": model, "first": ""})

@@ -18,6 +18,7 @@ from torch.nn.functional import pad
 
 from ..condition import Condition
 from ..errors import UserError
+from ..files import dtype_named
 from ..flow import Process, RectifiedFlow
 from ..geometry import LatentGeometry
 from ..settings import Model
@@ -88,8 +89,7 @@ class WanBackbone:
     def encoder_source(self, settings: Model, device: torch.device) -> EncoderSource:
         from .wan_source import WanSource, config_at
 
-        # float16 is too small a range for UMT5
-        text = torch.float32 if settings.precision == "fp32" else torch.bfloat16
+        text = dtype_named(settings.text_precision)
         return WanSource(settings, config_at(Path(settings.path)), settings.first_frame, text, device)
 
     def start_encoder(self, settings: Model, codec: Codec) -> StartEncoder | None:

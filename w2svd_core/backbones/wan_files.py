@@ -51,6 +51,9 @@ def from_folder(load: Callable[..., Any], folder: Path, what: str, **arguments: 
     Raises:
         UserError: it can't be read, or a weight is missing.
     """
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # type: ignore[no-untyped-call]  # it would count tensors, for a moment
     try:
         model, found = load(folder, local_files_only=True, use_safetensors=True, output_loading_info=True, **arguments)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:

@@ -115,7 +115,7 @@ def read_first_frame(path: Path, height: int, width: int) -> Image:
     if path.suffix.lower() in IMAGES:
         if not path.is_file():
             raise UserError(f"{path} is not there; check the path of the image")
-        return _fit(read_picture(path), height, width)
+        return np.array(_fit(read_picture(path), height, width))  # Pillow's own memory can't be written to
     return np.asarray(read_video(path, 1, height, width)[0], np.uint8)
 
 

@@ -1,0 +1,43 @@
+"""Nothing is downloaded unless a recipe names a repository, and what the hub's cache holds is found without network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+
+from w2svd_core.errors import UserError
+from w2svd_core.hub import fetched
+from w2svd_core.settings import Model
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    return tmp_path
+
+
+def test_paths_are_left_alone() -> None:
+    settings = Model(path="models/wan", vae="vae.safetensors")
+    assert fetched(settings) == settings
+
+
+def test_a_repository_becomes_its_folder_in_the_cache(no_network: Path) -> None:
+    commit = "0" * 40
+    place = no_network / "models--someone--tiny"
+    (place / "refs").mkdir(parents=True)
+    (place / "refs" / "main").write_text(commit)
+    (place / "snapshots" / commit).mkdir(parents=True)
+    (place / "snapshots" / commit / "config.json").write_text("{}")
+    found = fetched(Model(path="hub:someone/tiny", vae="vae.safetensors"))
+    assert found == Model(path=str(place / "snapshots" / commit), vae="vae.safetensors")
+
+
+@pytest.mark.parametrize("name", ["someone/else", "no name at all"])
+def test_one_that_can_not_be_had_is_one_sentence(name: str) -> None:
+    with pytest.raises(UserError) as caught:
+        fetched(Model(text_encoder=f"hub:{name}"))
+    text = str(caught.value)
+    assert text.startswith(f"model.text_encoder hub:{name} could not be fetched (") and "\n" not in text
