@@ -275,6 +275,25 @@ def test_a_clip_comes_as_video_frames_or_latents(place: Path, run: Path, door: D
     assert len(list((place / "frames").iterdir())) == 5
 
 
+def test_clips_for_vbench(place: Path, run: Path, door: Door) -> None:
+    """Five of each prompt, and nothing is made twice."""
+    (place / "vbench.txt").write_text("talking, red hair\na person with a blue shirt\n")
+    asked = [run, "--clips", 0, "--vbench", place / "vbench", "--prompts", place / "vbench.txt"]
+    code, out, err = door(evaluate.main, *asked)
+    assert code == 0 and "vbench evaluate --mode=custom_input" in out, err
+    videos = place / "vbench" / "run" / "videos"
+    names = sorted(path.name for path in videos.iterdir())
+    assert names == [f"{p}-{i}.mp4" for p in ("a person with a blue shirt", "talking, red hair") for i in range(5)]
+    clips = [pixels(videos / name) for name in names]
+    assert all(clip.shape == (5, 32, 32, 3) for clip in clips)
+    assert len({clip.tobytes() for clip in clips}) == 10
+    (videos / names[3]).unlink()
+    before = (videos / names[4]).stat().st_mtime_ns
+    assert door(evaluate.main, *asked)[0] == 0
+    assert np.array_equal(pixels(videos / names[3]), clips[3]) and (videos / names[4]).stat().st_mtime_ns == before
+    assert "name a file of them in --prompts" in refused(door(evaluate.main, *asked[:-2]))
+
+
 def test_other_step_counts_are_warned_of(place: Path, run: Path, door: Door) -> None:
     common = [run, "--prompt", PROMPT, "--out", place / "two.mp4"]
     code, _, err = door(sample.main, *common, "--steps", 2)

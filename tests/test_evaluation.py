@@ -65,9 +65,9 @@ def test_own_clips_are_the_test(folder: Path, encoders: LoadedEncoders) -> None:
     assert test.captions == tuple((pairs * 9)[:50])  # each twice in a row, and so on until there are enough
     assert test.seeds == tuple(range(FIRST, FIRST + 50))
     expected = encoders.prompts.encode(pairs).fields["text"]
-    assert torch.equal(test.condition.fields["text"][:6], expected)
-    assert torch.equal(test.null.fields["text"], encoders.prompts.encode([""]).fields["text"])
-    assert test.shape == encoders.codec.geometry.latent_shape(5, 32, 32)
+    assert torch.equal(test.asked.condition.fields["text"][:6], expected)
+    assert torch.equal(test.asked.null.fields["text"], encoders.prompts.encode([""]).fields["text"])
+    assert test.asked.shape == encoders.codec.geometry.latent_shape(5, 32, 32)
 
 
 def test_rows_of_own_clips(folder: Path, encoders: LoadedEncoders, tmp_path: Path) -> None:

@@ -117,6 +117,13 @@ def test_without_a_picture_it_says_so(run: Path, door: Door) -> None:
     assert code == 2 and "name an image or a video in --image" in err
 
 
+def test_vbench_takes_captions_with_their_first_frames(run: Path, place: Path, door: Door) -> None:
+    (place / "p.txt").write_text("talking\n")
+    asked = [run, "--clips", 0, "--vbench", place / "vbench", "--prompts", place / "p.txt"]
+    code, _, err = door(evaluate.main, *asked)
+    assert code == 2 and "needs a first frame for each prompt" in err
+
+
 @pytest.mark.slow
 def test_the_table_has_a_column_of_identity(run: Path, place: Path, door: Door) -> None:
     held_out = ["--data.folder", "portraits", "--data.clips", 4]

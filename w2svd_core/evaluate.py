@@ -41,6 +41,10 @@ def parser() -> Parser:
     door.add_argument("--out", type=Path, default=Path("table.md"), help=out)
     search = "the few-step Euler row takes its best of three shifts (2, 3, 5) and guidances (1.5, 2.5, 3.5)"
     door.add_argument("--euler-search", action="store_true", help=search)
+    vbench = "also make five clips of each prompt with every run's student, laid out for VBench in FOLDER/<run>"
+    door.add_argument("--vbench", type=Path, metavar="FOLDER", help=f"{vbench}; --clips 0 makes no table then")
+    prompts = "a file of prompts for VBench, one in each line; default: the captions of the data"
+    door.add_argument("--prompts", type=Path, metavar="FILE", help=prompts)
     add_arguments(door)
     return door
 
@@ -57,6 +61,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"--euler-search needs the Fréchet distance, which clips of your own ({first.data.folder}) do not have; "
             "leave it out"
         )
+    if args.vbench:
+        clips_for_vbench(args.vbench, recipes, args.prompts)
+        if not first.evaluate.clips:
+            return 0
     from .files import write_text
     from .tables import about_clips, markdown_table, plain
 
@@ -99,6 +107,24 @@ def recipes_of(runs: Sequence[Path], settings: Mapping[str, str]) -> dict[Path, 
                 raise UserError(f"{path} has {key} {show(own)}, {runs[0]} has {show(first)}; one table can't hold both")
         found[path] = recipe
     return found
+
+
+def clips_for_vbench(folder: Path, recipes: Mapping[Path, Recipe], prompts: Path | None) -> None:
+    """Make the clips of every run, and print how they are scored.
+
+    Raises:
+        UserError: the prompts, a run or the folder does not serve.
+    """
+    from .data.clips import read_prompts
+    from .job import Bars
+    from .loading import load_run
+    from .vbench_clips import subjects, write_vbench
+
+    source = one_source(recipes)
+    wanted = subjects(next(iter(recipes.values())), source, read_prompts(prompts) if prompts else (), Bars())
+    for path, recipe in recipes.items():
+        loaded = load_run(recipe, source, path)
+        print(write_vbench(folder / path.name, recipe, loaded, source, wanted, Bars()))
 
 
 @dataclass

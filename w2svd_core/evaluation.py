@@ -15,12 +15,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from .condition import Condition
+from .asking import Asked, ask
 from .data.clips import list_clips
-from .data.codec import Codec, Video, decode_pixels, to_unit
-from .data.encoder_source import EncoderSource, StartEncoder, null_condition
+from .data.codec import Video, decode_pixels, to_unit
+from .data.encoder_source import EncoderSource
 from .data.portraits import caption, portrait_from_seed, render
 from .data.video import read_video, write_video
 from .errors import UserError
@@ -74,9 +73,7 @@ class HeldOut:
     Attributes:
         captions: one for each clip of a model; runs of SEEDS_PER_CAPTION are alike.
         seeds: noise seed of each clip of a model.
-        condition, null: the captions' and the empty prompt's embeddings.
-        shape: (c, f, h, w) of a latent.
-        codec: what reads and draws latents.
+        asked: captions and first frames as models take them.
         reference: statistics of other portraits; None with the user's own clips.
         data: clips to compare with, `n f h w 3`; not always as many as a model's.
         data_captions: one for each of them; a model's captions are the first of these.
@@ -87,10 +84,7 @@ class HeldOut:
 
     captions: tuple[str, ...]
     seeds: tuple[int, ...]
-    condition: Condition
-    null: Condition
-    shape: tuple[int, int, int, int]
-    codec: Codec
+    asked: Asked
     reference: Reference | None
     data: Video = field(repr=False)
     data_captions: tuple[str, ...]
@@ -124,21 +118,12 @@ def held_out(recipe: Recipe, source: EncoderSource, progress: Progress) -> HeldO
     data, own, other, reference = (held_out_portraits if d.folder == "portraits" else own_clips)(recipe, progress)
     numbers = [i // SEEDS_PER_CAPTION % len(own) for i in range(count)]  # of the clip whose caption is taken
     captions = [own[number] for number in numbers]
-    prompts = source.load_prompts()
-    condition, null = prompts.encode(captions), null_condition(prompts)
-    del prompts  # a large one makes room for the codec
-    codec = source.load_codec()
-    start = source.load_start(codec)
-    starts = None if start is None else data[numbers, 0]
-    if start is not None and starts is not None:
-        condition = Condition({**condition.fields, **_start_fields(start, starts, d.frames)})
+    starts = data[numbers, 0] if source.starts else None
+    asked = ask(source, d, captions, starts)
     return HeldOut(
         captions=tuple(captions),
         seeds=tuple(recipe.evaluate.seed + i for i in range(count)),
-        condition=condition,
-        null=null,
-        shape=source.geometry.latent_shape(d.frames, d.height, d.width),
-        codec=codec,
+        asked=asked,
         reference=reference,
         data=data,
         data_captions=tuple(own),
@@ -146,13 +131,6 @@ def held_out(recipe: Recipe, source: EncoderSource, progress: Progress) -> HeldO
         statistics=networks.statistics(other),
         starts=starts,
     )
-
-
-@torch.no_grad()
-def _start_fields(encoder: StartEncoder, starts: Video, frames: int, batch: int = 32) -> dict[str, Tensor]:
-    """What a model is shown of first frames, `n h w 3`."""
-    parts = [encoder.encode(to_unit(starts[i : i + batch, None]), frames) for i in range(0, len(starts), batch)]
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def held_out_portraits(recipe: Recipe, progress: Progress) -> tuple[Video, list[str], Video, Reference]:
@@ -191,9 +169,9 @@ def codec_row(recipe: Recipe, test: HeldOut, folder: Path) -> Row:
         write_video(path, clip, d.fps)
         again = read_video(path, d.frames, d.height, d.width, d.fps)
         with torch.no_grad():
-            parts.append(test.codec.encode(to_unit(again[None])))
+            parts.append(test.asked.codec.encode(to_unit(again[None])))
     path.unlink()
-    clips = decode_pixels(test.codec, torch.cat(parts))
+    clips = decode_pixels(test.asked.codec, torch.cat(parts))
     return _floor("data through mp4 and codec", clips, test, test.statistics)
 
 
@@ -235,10 +213,10 @@ def model_row(
 ) -> Row:
     """Clips of a role along a way, measured."""
     latents = generate(
-        model, way, test.condition, test.null, test.shape, test.seeds, batch=recipe.evaluate.batch,
+        model, way, test.asked.condition, test.asked.null, test.asked.shape, test.seeds, batch=recipe.evaluate.batch,
         progress=lambda done, count: progress(f"sampling {name}", done, count),
     )  # fmt: skip
-    clips = decode_pixels(test.codec, latents)
+    clips = decode_pixels(test.asked.codec, latents)
     values = _measured(clips, test.captions, SEEDS_PER_CAPTION, test, test.statistics, test.starts)
     count = min(SHOWN, len(test.data))
     first = slice(0, count * SEEDS_PER_CAPTION, SEEDS_PER_CAPTION)  # a clip of each caption that data are shown of

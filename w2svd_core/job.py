@@ -18,6 +18,7 @@ from .errors import UserError
 from .evaluation import SHOWN, Row, codec_row, data_row, few_step_way, held_out, model_row, student_way, teacher_way
 from .generation import Way, generate
 from .lora_files import base_hash
+from .metrics.real_networks import check_real_networks
 from .pictures import side_by_side
 from .report import write_report
 from .run import RunFolder
@@ -105,6 +106,8 @@ def one_stage(recipe: Recipe, folder: Path, resume: Path) -> int:
     """One training with all that follows it; `resume` is the folder that a user goes on with."""
     accelerator = accelerator_for(recipe, folder)
     bars = Bars(quiet=not accelerator.is_main_process)
+    if recipe.evaluate.clips:
+        check_real_networks(recipe.evaluate.fid_network, recipe.evaluate.fvd_network, recipe.evaluate.clip_model)
     job = assemble(with_trained_teacher(recipe, folder), accelerator, bars)
     before = base_hash(job.model.base_state())
     run = RunFolder.open(folder) if RunFolder.is_one(folder) else RunFolder.create(recipe, folder)

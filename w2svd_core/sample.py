@@ -15,8 +15,8 @@ from .outputs import check_name, write_clip
 from .settings import MAX_SEED, Recipe
 
 if TYPE_CHECKING:
-    from .condition import Condition
-    from .data.codec import Codec
+    from .asking import Asked
+    from .data.codec import Video
     from .data.encoder_source import EncoderSource
     from .generation import Way
     from .loading import Loaded
@@ -72,22 +72,6 @@ class Wanted:
     path: Path
 
 
-@dataclass(frozen=True)
-class Asked:
-    """What a model is asked for: all prompts and first frames, encoded, and what decodes the answers.
-
-    Attributes:
-        condition: a row for each clip.
-        null: one row.
-        shape: (c, f, h, w) of a clip's latents.
-    """
-
-    condition: Condition
-    null: Condition
-    codec: Codec
-    shape: tuple[int, int, int, int]
-
-
 def wanted(prompts: Sequence[str], seed: int, count: int, out: Path) -> list[Wanted]:
     """The clips of all prompts and seeds, with their files: numbered names when there are several."""
     both = [(prompt, seed + i) for prompt in prompts for i in range(count)]
@@ -110,6 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if recipe.model.init == "load":  # a model that can do both starts from a first frame if there is one
         model = recipe.model.model_copy(update={"first_frame": args.image is not None})
         recipe = recipe.model_copy(update={"model": model})
+    from .asking import ask
     from .assembly import encoder_source
     from .backbones import backbone
     from .loading import device
@@ -117,7 +102,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     loras = [open_lora(text, backbone(recipe.model.family).keys)[0] for text in args.lora]
     source = encoder_source(recipe.model, device())
-    asked = encode(recipe, source, [clip.prompt for clip in clips], args.image)  # before the model takes its memory
+    pictures = pictures_of(recipe, source, args.image, len(clips))
+    asked = ask(source, recipe.data, [clip.prompt for clip in clips], pictures)
     loaded, way = prepare(recipe, given, source, args.source, args.teacher, args.steps)
     with loaded.acting(way.role, loras):
         write_clips(recipe, asked, loaded, way, clips)
@@ -167,36 +153,23 @@ def recipe_in(lora: Path | None) -> str:
     return metadata.recipe if metadata and metadata.recipe in recipe_names() else ""
 
 
-def encode(recipe: Recipe, source: EncoderSource, prompts: Sequence[str], image: Path | None) -> Asked:
-    """What the model is asked for.
+def pictures_of(recipe: Recipe, source: EncoderSource, image: Path | None, count: int) -> Video | None:
+    """The first frame of `count` clips, `n h w 3`; None for a model that makes them from text alone.
 
     Raises:
-        UserError: an encoder or the image is not there or broken, or the model needs one, or takes none.
+        UserError: the image is not there or broken, or the model needs one, or takes none.
     """
-    import torch
+    import numpy as np
 
-    from .condition import Condition
-    from .data.codec import to_unit
-    from .data.encoder_source import null_condition
     from .data.video import read_first_frame
 
-    d = recipe.data
-    shape = source.geometry.latent_shape(d.frames, d.height, d.width)
-    encoder = source.load_prompts()
-    condition, null = encoder.encode(prompts), null_condition(encoder)
-    del encoder
-    codec = source.load_codec()
-    start = source.load_start(codec)
-    if start is None and image is not None:
-        raise UserError(f"this model makes clips from text alone and takes no --image {image}; leave it out")
-    if start is not None:
-        if image is None:
-            raise UserError("this model makes a clip from its first frame; name an image or a video in --image")
-        first = to_unit(read_first_frame(image, d.height, d.width)[None, None])
-        with torch.no_grad():
-            fields = Condition(start.encode(first, d.frames)).expand(len(prompts)).fields
-        condition = Condition({**condition.fields, **fields})
-    return Asked(condition, null, codec, shape)
+    if not source.starts:
+        if image is not None:
+            raise UserError(f"this model makes clips from text alone and takes no --image {image}; leave it out")
+        return None
+    if image is None:
+        raise UserError("this model makes a clip from its first frame; name an image or a video in --image")
+    return np.stack([read_first_frame(image, recipe.data.height, recipe.data.width)] * count)
 
 
 def prepare(

@@ -95,7 +95,8 @@ class WanSource:
         return self.config.get("image_dim") is not None
 
     @property
-    def _starts(self) -> bool:
+    def starts(self) -> bool:
+        """Whether clips are made from a given first frame."""
         kind = kind_of(self.config)
         return kind == "i2v" or (kind == "ti2v" and self.first_frame)
 
@@ -112,7 +113,7 @@ class WanSource:
         words = print_of_files(tokenizer.parent if tokenizer.is_file() else tokenizer)
         encoder = print_of_files(place_of(TEXT_ENCODER, self.settings, kind))
         text = value_hash(["umt5", encoder, words, self.negative_prompt, str(self.text_dtype), TOKENS])
-        if not self._starts:
+        if not self.starts:
             return {"codec": codec, "text": text, "start": ""}
         image = ""
         if kind == "i2v" and self._image:
@@ -132,6 +133,6 @@ class WanSource:
 
     def load_start(self, codec: Codec) -> Start | None:
         """What makes the fields of a first frame; None where there is none."""
-        if not self._starts:
+        if not self.starts:
             return None
         return load_start(self.settings, kind_of(self.config), codec, self._image, self.device)

@@ -32,6 +32,7 @@ class EncoderSource(Protocol):
     Attributes:
         geometry: of the codec's latents.
         width: of a prompt's tokens.
+        starts: whether clips are made from a given first frame.
     """
 
     @property
@@ -39,6 +40,9 @@ class EncoderSource(Protocol):
 
     @property
     def width(self) -> int: ...
+
+    @property
+    def starts(self) -> bool: ...
 
     def fingerprints(self) -> Mapping[str, str]:
         """One of "codec", "text" (null prompt included) and "start" (empty without one) each, without loading much.
@@ -71,6 +75,10 @@ class LoadedEncoders:
     @property
     def width(self) -> int:
         return self.prompts.width
+
+    @property
+    def starts(self) -> bool:
+        return self.start is not None
 
     def fingerprints(self) -> dict[str, str]:
         return {
