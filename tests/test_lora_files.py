@@ -323,7 +323,7 @@ Q = "diffusion_model.blocks.0.self_attn.q"
             {},
             "5 keys .*x_0.*x_1.*x_2",
         ),
-        ({**GOOD, f"{Q}.diff_b": torch.ones(2)}, {}, "diff_b"),
+        ({**GOOD, f"{Q}.diff_m": torch.ones(2)}, {}, "diff_m"),
         ({f"{Q}.lora_A.weight": torch.ones(2, 24)}, {}, "lacks its up matrix"),
         ({**GOOD, f"{Q}.lora_B.weight": torch.ones(24, 3)}, {}, "shapes"),
         ({**GOOD, f"{Q}.lora_B.weight": torch.full((24, 2), torch.nan)}, {}, "not finite"),

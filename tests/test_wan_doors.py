@@ -16,7 +16,7 @@ from w2svd_core import evaluate, export, prepare, sample, train
 from w2svd_core.config import load_recipe
 from w2svd_core.data.video import read_video
 from w2svd_core.errors import guarded
-from w2svd_core.files import read_safetensors
+from w2svd_core.files import read_safetensors, write_safetensors
 from w2svd_core.settings import Model
 
 Door = Callable[..., tuple[int, str, str]]
@@ -243,3 +243,72 @@ def test_adapters_start_from_a_lora_of_another_rank(house: House, tmp_path: Path
             down = name.replace("lora_up", "lora_down")
             found = after[name] @ after[down]
             torch.testing.assert_close(found, before[name] @ before[down], atol=1e-5, rtol=1e-4)
+
+
+def test_a_whole_teacher_can_be_fine_tuned_first(tmp_path: Path, door: Door) -> None:
+    """Its file lies elsewhere than its encoders, which are found all the same."""
+    made = House("t2v", tmp_path)
+    recipe = [*made.recipe(), "--model.path", made.tiny.folder]
+    for part in ("vae", "text_encoder", "tokenizer", "image_encoder"):
+        recipe += [f"--model.{part}", ""]
+    text = (tmp_path / "fine.yaml").read_text().replace("student: {rank: 2,", "student: {kind: full,")
+    (tmp_path / "fine.yaml").write_text(text + "model: {precision: fp32}\n")
+    assert door(prepare.main, *recipe)[0] == 0
+    code, _, err = door(train.main, *recipe, "--out", made.run)
+    assert code == 0, err
+    _, header = read_safetensors(student(made.run))
+    assert "teacher/student/student_model_comfyui.safetensors" in header["w2svd"]
+    assert "student_model_comfyui.safetensors" in (made.run / "report.md").read_text()
+    assert door(sample.main, made.run, *made.asked, "--out", tmp_path / "clip.mp4")[0] == 0
+    shutil.rmtree(made.run / "student")
+    shutil.rmtree(made.run / "teacher" / "student")
+    (made.run / "teacher" / "student").mkdir()  # as a full disk leaves it
+    code, _, err = door(train.main, "--resume", made.run)
+    assert code == 0 and student(made.run).is_file(), err
+
+
+def test_a_lora_of_another_family_is_refused_everywhere(tmp_path: Path, door: Door) -> None:
+    made, lora = House("t2v", tmp_path), tmp_path / "hunyuan.safetensors"
+    stem = "diffusion_model.double_blocks.0.img_attn.qkv"
+    tensors = {f"{stem}.lora_down.weight": torch.ones(2, 8), f"{stem}.lora_up.weight": torch.ones(24, 2)}
+    write_safetensors(lora, tensors)
+    given = ["wan_t2v_1_3b", *made.model, *made.data, *made.small]
+    assert door(prepare.main, *given)[0] == 0
+    for key in ("--model.loras", "--student.init"):
+        code, _, err = door(train.main, *given, key, lora, "--out", tmp_path / "no")
+        assert code == 2 and "hunyuan.safetensors has 2 keys that this model has no place for" in err
+    asked = ["--teacher", "--recipe", "wan_t2v_1_3b", *made.model, *made.data, *made.asked]
+    code, _, err = door(sample.main, *asked, "--lora", lora, "--out", tmp_path / "clip.mp4")
+    assert code == 2 and "hunyuan.safetensors has 2 keys" in err
+
+
+def test_shards_of_another_text_encoder_are_refused(tmp_path: Path, door: Door) -> None:
+    """The same clips and model; only the text encoder's weights are others."""
+    made = House("t2v", tmp_path)
+    given = ["wan_t2v_1_3b", *made.model, *made.data, *made.small]
+    assert door(prepare.main, *given)[0] == 0
+    tensors, _ = read_safetensors(made.tiny.files["text_encoder"])
+    tensors["encoder.final_layer_norm.weight"] = tensors["encoder.final_layer_norm.weight"] + 1
+    write_safetensors(tmp_path / "other.safetensors", tensors)
+    tokenizer = ["--model.tokenizer", made.tiny.folder / "tokenizer"]
+    other = ["--model.text_encoder", tmp_path / "other.safetensors", *tokenizer]
+    code, _, err = door(train.main, *given, *other, "--out", tmp_path / "no")
+    assert code == 2 and "with another text encoder or negative prompt than this recipe has" in err
+
+
+def test_two_experts_are_refused_before_anything_is_encoded(tmp_path: Path, door: Door) -> None:
+    made = House("t2v", tmp_path)
+    shutil.copytree(made.tiny.folder, tmp_path / "a14b")
+    (tmp_path / "a14b" / "transformer_2").mkdir()
+    given = ["wan_t2v_1_3b", *made.model, *made.data, "--model.path", tmp_path / "a14b"]
+    code, _, err = door(prepare.main, *given)
+    assert code == 2 and "two experts are not supported yet" in err and not (tmp_path / "cache").exists()
+
+
+def test_parts_beside_a_single_file_are_found(tmp_path: Path, door: Door) -> None:
+    made = House("t2v", tmp_path)
+    beside = tmp_path / "beside"
+    shutil.copytree(made.tiny.folder, beside)
+    shutil.copy(made.tiny.files["transformer"], beside / "wan.safetensors")
+    given = ["wan_t2v_1_3b", *made.data, "--model.path", beside / "wan.safetensors"]
+    assert door(prepare.main, *given)[0] == 0

@@ -5,54 +5,84 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from .condition import Condition
-from .data.codec import Codec, Video, to_unit
+from .data.codec import Codec, to_unit
+from .data.decoding import Image
 from .data.encoder_source import EncoderSource, null_condition
+from .memory import free_memory
 from .settings import Data
 
-AT_ONCE = 32  # first frames that are encoded together
+PIXELS = 2**20  # of clips whose first frames are encoded together: 60 portraits, or one clip of a real model
 
 
 @dataclass(frozen=True)
 class Asked:
-    """Everything that sampling needs beside the model.
+    """Everything that sampling needs beside the model. What is asked for twice is held once.
 
     Attributes:
-        condition: a row for each prompt.
+        texts, starts: a row for each different prompt, and each different first frame (none where there are none).
+        numbers: for each clip, its row in `texts` and in `starts`.
         null: one row.
         codec: what decodes the answers.
         shape: (c, f, h, w) of a clip's latents.
     """
 
-    condition: Condition
+    texts: Condition
+    starts: Condition | None
+    numbers: Sequence[tuple[int, int]]
     null: Condition
     codec: Codec
     shape: tuple[int, int, int, int]
 
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def condition(self, clips: Sequence[int]) -> Condition:
+        """The conditions of some clips, a row for each."""
+        fields = dict(self.texts[[self.numbers[clip][0] for clip in clips]].fields)
+        if self.starts is not None:
+            fields |= self.starts[[self.numbers[clip][1] for clip in clips]].fields
+        return Condition(fields)
+
 
 @torch.no_grad()
-def ask(source: EncoderSource, data: Data, prompts: Sequence[str], pictures: Video | None) -> Asked:
+def ask(source: EncoderSource, data: Data, prompts: Sequence[str], pictures: Sequence[Image] | None) -> Asked:
     """Encode prompts, and the first frames that belong to them.
 
     Args:
         data: the size of the clips.
-        pictures: uint8 `n h w 3`, one for each prompt; None where clips start from text alone (`source.starts`).
+        pictures: uint8 (H, W, 3), one for each prompt; None where clips start from text alone (`source.starts`).
 
     Raises:
         UserError: an encoder is not there or broken, or clips can't have this size.
     """
     shape = source.geometry.latent_shape(data.frames, data.height, data.width)
+    different = list(dict.fromkeys(prompts))
     encoder = source.load_prompts()
-    condition, null = encoder.encode(prompts), null_condition(encoder)
+    texts, null = encoder.encode(different), null_condition(encoder)
     del encoder  # a large one makes room for the next
+    free_memory()
     codec = source.load_codec()
-    start = None if pictures is None else source.load_start(codec)
-    if start is not None and pictures is not None:
-        parts = [
-            Condition(start.encode(to_unit(pictures[i : i + AT_ONCE, None]), data.frames))
-            for i in range(0, len(pictures), AT_ONCE)
-        ]
-        condition = Condition({**condition.fields, **Condition.cat(parts).fields})
-    return Asked(condition, null, codec, shape)
+    rows = {prompt: row for row, prompt in enumerate(different)}
+    if pictures is None:
+        return Asked(texts, None, [(rows[prompt], 0) for prompt in prompts], null, codec, shape)
+    seen = {picture.tobytes(): picture for picture in pictures}
+    starts = _encoded(source, codec, list(seen.values()), data)
+    places = {key: row for row, key in enumerate(seen)}
+    numbers = [(rows[prompt], places[picture.tobytes()]) for prompt, picture in zip(prompts, pictures, strict=True)]
+    return Asked(texts, starts, numbers, null, codec, shape)
+
+
+def _encoded(source: EncoderSource, codec: Codec, pictures: Sequence[Image], data: Data) -> Condition:
+    """What a model is shown of first frames, a row for each."""
+    start = source.load_start(codec)
+    assert start is not None  # `source.starts`
+    at_once = max(1, PIXELS // (data.frames * data.height * data.width))
+    parts = []
+    for i in range(0, len(pictures), at_once):
+        first = to_unit(np.stack(pictures[i : i + at_once])[:, None])
+        parts.append(Condition(start.encode(first, data.frames)))
+    return Condition.cat(parts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +28,7 @@ from .files import dtype_named
 from .hub import fetched
 from .learner import Learner, lr_schedule
 from .lora_algebra import merge_files, read_at_rank
-from .lora_files import load_into_peft
+from .lora_files import load_into_peft, read_changes
 from .pretraining import FlowMatching
 from .roles import FAKE, GENERATOR, SharedModel
 from .settings import Model, Optimizer, Recipe
@@ -143,6 +144,12 @@ def start_adapters(model: SharedModel, path: Path, rank: int) -> None:
     Raises:
         UserError: not a LoRA, or of another model.
     """
+    if beside := read_changes(path, model.backbone.keys):
+        print(
+            f"warning: student.init {path} also changes {len(beside)} biases, norms or tables, which an adapter can't "
+            "hold; the student starts without them (model.loras takes the file whole)",
+            file=sys.stderr,
+        )
     _, homeless = load_into_peft(model.base, GENERATOR, read_at_rank(path, model.backbone.keys, rank))
     if homeless:
         raise UserError(

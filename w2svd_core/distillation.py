@@ -128,7 +128,7 @@ class Distillation:
         logs = self.student.update(matching_loss(x0, gradient))
         gap = watch(x0, fake, real)
         found = x0.detach()
-        clips, _, _ = self._batch(index, 0)
+        clips = self._batch(index, 0)[0] if len(found) > 1 else None
         diversity = None if clips is None else relative_diversity(found, clips)
         if diversity is not None:
             logs["student/diversity"] = diversity

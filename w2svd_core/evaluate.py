@@ -118,13 +118,16 @@ def clips_for_vbench(folder: Path, recipes: Mapping[Path, Recipe], prompts: Path
     from .data.clips import read_prompts
     from .job import Bars
     from .loading import load_run
+    from .memory import free_memory
     from .vbench_clips import subjects, write_vbench
 
     source = one_source(recipes)
     wanted = subjects(next(iter(recipes.values())), source, read_prompts(prompts) if prompts else (), Bars())
     for path, recipe in recipes.items():
         loaded = load_run(recipe, source, path)
-        print(write_vbench(folder / path.name, recipe, loaded, source, wanted, Bars()))
+        print(write_vbench(folder / path.name, recipe, loaded, wanted, Bars()))
+        del loaded
+        free_memory()
 
 
 @dataclass
@@ -163,17 +166,20 @@ def measure_runs(recipes: Mapping[Path, Recipe], euler_search: bool) -> Table:
     from .evaluation import codec_row, data_row, held_out
     from .job import Bars
     from .loading import load_run
+    from .memory import free_memory
 
     first = next(iter(recipes.values()))
     source = one_source(recipes)
     for path, recipe in recipes.items():
         load_run(recipe, source, path)  # a broken run is told before hours of sampling
+        free_memory()
     bench = Bench(held_out(first, source, Bars()), Bars(), euler_search)
     table = Table()
     with tempfile.TemporaryDirectory() as folder:
         table.floors = [data_row(bench.test), codec_row(first, bench.test, Path(folder))]
     for path, recipe in recipes.items():
         add_run(table, bench, recipe, path, load_run(recipe, source, path))
+        free_memory()
     return table
 
 

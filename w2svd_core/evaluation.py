@@ -119,7 +119,7 @@ def held_out(recipe: Recipe, source: EncoderSource, progress: Progress) -> HeldO
     numbers = [i // SEEDS_PER_CAPTION % len(own) for i in range(count)]  # of the clip whose caption is taken
     captions = [own[number] for number in numbers]
     starts = data[numbers, 0] if source.starts else None
-    asked = ask(source, d, captions, starts)
+    asked = ask(source, d, captions, starts if starts is None else list(starts))
     return HeldOut(
         captions=tuple(captions),
         seeds=tuple(recipe.evaluate.seed + i for i in range(count)),
@@ -143,15 +143,31 @@ def held_out_portraits(recipe: Recipe, progress: Progress) -> tuple[Video, list[
 
 
 def own_clips(recipe: Recipe, progress: Progress) -> tuple[Video, list[str], Video, None]:
-    """The first clips of the user's folder, at most `evaluate.clips`, their captions, and the same clips once more."""
+    """The first clips of the user's folder, at most `evaluate.clips`, their captions, and the same clips once more.
+
+    Clips that are broken or too short are left out, as a preparation leaves them out.
+
+    Raises:
+        UserError: none can be used; it is the first one's fault.
+    """
     d = recipe.data
-    clips = list_clips(Path(d.folder))[: recipe.evaluate.clips]
-    videos = []
+    clips = list_clips(Path(d.folder))
+    count = min(len(clips), recipe.evaluate.clips)
+    videos, captions, faults = [], [], []
     for clip in clips:
-        videos.append(read_video(clip.path, d.frames, d.height, d.width, d.fps))
-        progress("reading your clips", len(videos), len(clips))
+        try:
+            videos.append(read_video(clip.path, d.frames, d.height, d.width, d.fps))
+        except UserError as error:
+            faults.append(error)
+            continue
+        captions.append(clip.caption)
+        progress("reading your clips", len(videos), count)
+        if len(videos) == count:
+            break
+    if not videos:
+        raise faults[0]
     data = np.stack(videos)
-    return data, [clip.caption for clip in clips], data, None
+    return data, captions, data, None
 
 
 def data_row(test: HeldOut) -> Row:
@@ -212,8 +228,9 @@ def model_row(
     progress: Progress,
 ) -> Row:
     """Clips of a role along a way, measured."""
+    conditions = test.asked.condition(range(len(test.seeds)))
     latents = generate(
-        model, way, test.asked.condition, test.asked.null, test.asked.shape, test.seeds, batch=recipe.evaluate.batch,
+        model, way, conditions, test.asked.null, test.asked.shape, test.seeds, batch=recipe.evaluate.batch,
         progress=lambda done, count: progress(f"sampling {name}", done, count),
     )  # fmt: skip
     clips = decode_pixels(test.asked.codec, latents)

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .assembly import BUNDLED_TEACHER
+from .assembly import located
 from .backbones.base import Backbone
 from .config import load_recipe
 from .errors import UserError
@@ -28,9 +28,10 @@ from .lora_algebra import (
     merge_into,
     open_lora,
 )
-from .lora_files import Format, LoraMetadata, LoraPair, base_hash, read_lora, write_lora
+from .lora_files import Format, LoraMetadata, LoraPair, base_hash, read_changes, read_lora, write_lora
 from .lora_metadata import METADATA_KEY
 from .run import RunFolder
+from .settings import Model
 from .stages import with_trained_teacher
 from .students import ABOUT, FOLDER, FULL_FOLDER, FULL_NATIVE
 
@@ -58,8 +59,8 @@ class Base:
         Raises:
             UserError: as `Backbone.load`, or a LoRA does not fit.
         """
-        place = BUNDLED_TEACHER if self.path == BUNDLED else Path(self.path)
-        model = family.load(place, dtype_named(precision)).eval().requires_grad_(False)
+        place = located(Model(path=self.path)).path
+        model = family.load(Path(place), dtype_named(precision)).eval().requires_grad_(False)
         merge_files(model, self.loras, family.keys)
         return model
 
@@ -78,6 +79,11 @@ def convert(family: Backbone, path: Path, out: Path, format: Format, rank: int |
         UserError: the LoRA is broken, not for the base's kind of model, or the file can't be written.
     """
     pairs, metadata = read_lora(path, family.keys)
+    if beside := read_changes(path, family.keys):
+        raise UserError(
+            f"{path} also changes {len(beside)} biases, norms or tables ({next(iter(beside))}), which have no place in "
+            "a converted LoRA; put it into a checkpoint by merge"
+        )
     lines: list[str] = []
     kept = pairs
     if rank is not None:

@@ -98,11 +98,14 @@ def write_text(path: Path, text: str) -> None:
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write tensors and string metadata atomically as one safetensors file."""
-    from safetensors.torch import save
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
 
-    data = save(_apart(tensors), dict(metadata or {}))
-    with atomic_write(path, durable=True) as temporary, temporary.open("wb") as stream:
-        stream.write(data)
+    try:
+        with atomic_write(path, durable=True) as temporary:
+            save_file(_apart(tensors), temporary, dict(metadata or {}))
+    except SafetensorError as error:
+        raise UserError(_cannot_write(path, error)) from error
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -7,7 +7,13 @@ from .settings import Model
 
 PREFIX = "hub:"
 FILES = ("*.json", "*.safetensors", "*.model", "*.txt")  # never a pickle
-PARTS = ("path", "vae", "text_encoder", "tokenizer", "image_encoder")
+FOLDERS = {  # of a pipeline's repository, by the setting that names it; none for all of it
+    "path": (),
+    "vae": ("vae",),
+    "text_encoder": ("text_encoder",),
+    "tokenizer": ("tokenizer",),
+    "image_encoder": ("image_encoder", "image_processor"),
+}
 
 
 def fetched(settings: Model) -> Model:
@@ -16,7 +22,7 @@ def fetched(settings: Model) -> Model:
     Raises:
         UserError: a repository is not there, or there is no network.
     """
-    named = {part: getattr(settings, part) for part in PARTS}
+    named = {part: getattr(settings, part) for part in FOLDERS}
     wanted = {part: text.removeprefix(PREFIX) for part, text in named.items() if text.startswith(PREFIX)}
     return settings.model_copy(update={part: _fetch(part, name) for part, name in wanted.items()})
 
@@ -25,7 +31,8 @@ def _fetch(part: str, repository: str) -> str:
     from huggingface_hub import snapshot_download
 
     try:
-        return snapshot_download(repository, allow_patterns=list(FILES))
+        inside = [f"{folder}/{kind}" for folder in FOLDERS[part] for kind in FILES]
+        return snapshot_download(repository, allow_patterns=inside or list(FILES))
     except Exception as error:  # the hub has many kinds: no network, no such repository, no permission, a bad name
         reason = (" ".join(str(error).split()) or type(error).__name__)[:200]
         raise UserError(

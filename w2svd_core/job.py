@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .assembly import Job, assemble
+from .backbones.base import Facts
 from .config import recipe_to_yaml
 from .data.codec import decode_pixels
 from .data.video import write_video
@@ -18,13 +19,13 @@ from .errors import UserError
 from .evaluation import SHOWN, Row, codec_row, data_row, few_step_way, held_out, model_row, student_way, teacher_way
 from .generation import Way, generate
 from .lora_files import base_hash
+from .memory import free_memory
 from .metrics.real_networks import check_real_networks
 from .pictures import side_by_side
 from .report import write_report
 from .run import RunFolder
 from .settings import Recipe
-from .stages import FIRST, first_stage, with_trained_teacher
-from .students import FOLDER as STUDENT
+from .stages import FIRST, first_stage, is_trained, with_trained_teacher
 from .students import save_student, swapped_in
 from .trainer import Interrupted, train
 
@@ -91,7 +92,7 @@ def carry_out(recipe: Recipe, folder: Path) -> int:
         UserError: something in the recipe, the data or the disk does not serve.
     """
     first = folder / FIRST
-    if recipe.first and not (first / STUDENT).is_dir():
+    if recipe.first and not is_trained(folder):
         fine = RunFolder.open(first).recipe() if RunFolder.is_one(first) else first_stage(recipe)
         if not RunFolder.is_one(folder):
             RunFolder.create(recipe, folder)
@@ -99,6 +100,7 @@ def carry_out(recipe: Recipe, folder: Path) -> int:
         code = one_stage(fine, first, folder)
         if code:
             return code
+        free_memory()  # of the first teacher, before the second is loaded
     return one_stage(recipe, folder, folder)
 
 
@@ -116,7 +118,10 @@ def one_stage(recipe: Recipe, folder: Path, resume: Path) -> int:
     start, tensors = run.latest_checkpoint()
     start_tracker(accelerator, recipe)
     if recipe.model.init == "load" and recipe.model.path != "bundled":
-        print(f"model.path {recipe.model.path}: {job.model.backbone.facts(job.model.base).name}", file=sys.stderr)
+        facts = job.model.backbone.facts(job.model.base)
+        print(f"model.path {recipe.model.path}: {facts.name}", file=sys.stderr)
+        for line in unusual(recipe, facts):
+            print(f"warning: {line}", file=sys.stderr)
     if tensors:
         job.program.load_tensors(tensors)
         print(f"going on after step {start} of {job.program.rounds}", file=sys.stderr)
@@ -138,6 +143,20 @@ def one_stage(recipe: Recipe, folder: Path, resume: Path) -> int:
     return 0
 
 
+def unusual(recipe: Recipe, facts: Facts) -> list[str]:
+    """Where a recipe asks a published model for what it is not made for."""
+    if not facts.repository:  # of another size: nothing is known
+        return []
+    found = []
+    if recipe.data.fps != facts.fps:
+        found.append(f"data.fps is {recipe.data.fps:g}, and {facts.name} makes clips of {facts.fps:g} frames a second")
+    if recipe.data.frames > facts.frames:
+        found.append(f"data.frames is {recipe.data.frames}, and {facts.name} makes clips of up to {facts.frames}")
+    if recipe.teacher.guidance_scale == 1:
+        found.append(f"teacher.guidance_scale is 1, and {facts.name} is sampled with {facts.guidance_scale:g}")
+    return found
+
+
 def end_tracker(accelerator: Any) -> None:
     """Close the tracker; its own trouble (a full disk, say) must not hide how the training ended."""
     try:
@@ -153,7 +172,8 @@ def preview(recipe: Recipe, run: RunFolder, job: Job, step: int) -> None:
     rows = [row for row in range(min(SHOWN, len(job.data))) if job.data.shape([row]) == shape]
     _, condition = job.data.batch(rows, job.model.device)
     with swapped_in(job.student.learned(), job.model):
-        latents = generate(job.model, way, condition, job.data.null, shape, rows)
+        batch = recipe.evaluate.batch
+        latents = generate(job.model, way, condition, job.data.null, shape, rows, batch=batch)
     clips = decode_pixels(job.source.load_codec(), latents)
     video = side_by_side([clips], [f"step {step}"], [job.data.captions[row] for row in rows])
     write_video(run.path / "samples" / f"step-{step:06d}.mp4", video, recipe.data.fps)

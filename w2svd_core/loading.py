@@ -12,9 +12,9 @@ import torch
 from .assembly import load_base
 from .data.encoder_source import EncoderSource
 from .errors import UserError
-from .files import dtype_named, read_safetensors
+from .files import dtype_named, opened_safetensors
 from .lora_algebra import Lora, acting
-from .lora_files import LoraMetadata, base_hash, check_base, load_into_peft, read_lora
+from .lora_files import LoraMetadata, base_hash, check_base, load_into_peft, read_changes, read_lora
 from .roles import GENERATOR, Role, SharedModel
 from .settings import Recipe
 from .stages import with_trained_teacher
@@ -29,7 +29,7 @@ class Loaded:
         model: base and student.
         metadata: what the student's file says of it; None for files of others, and without a student.
         base: hash of the base's weights.
-        beside: of a file of others, what it has for layers that take no adapter here.
+        beside: of a file of others, what it has for layers that take no adapter here, and for biases and norms.
     """
 
     model: SharedModel
@@ -87,7 +87,9 @@ def load_adapter(recipe: Recipe, source: EncoderSource, path: Path) -> Loaded:
     loaded = _with_adapter(recipe, source, max(pair.rank for pair in pairs.values()))
     check_base(metadata, loaded.base, path, recipe.model.precision)
     _, homeless = load_into_peft(loaded.model.base, GENERATOR, pairs)
-    beside = Lora({name: pairs[name] for name in homeless}, source=str(path)) if homeless else None
+    changes = {} if metadata else read_changes(path, loaded.model.backbone.keys)
+    rest = {name: pairs[name] for name in homeless}
+    beside = Lora(rest, source=str(path), changes=changes) if rest or changes else None
     return Loaded(loaded.model, metadata, loaded.base, beside)
 
 
@@ -98,7 +100,8 @@ def load_full(recipe: Recipe, source: EncoderSource, path: Path) -> Loaded:
         UserError: broken, or made from another base.
     """
     family, base = load_base(recipe.model, source, recipe.seed)
-    metadata = LoraMetadata.from_strings(read_safetensors(path)[1], path)
+    with opened_safetensors(path) as file:
+        metadata = LoraMetadata.from_strings(dict(file.metadata() or {}), path)
     own = base_hash(base)
     check_base(metadata, own, path, recipe.model.precision)
     model = SharedModel(family, base.to(device()), critic_rank=0, student_rank=0)

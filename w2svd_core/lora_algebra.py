@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from torch.nn.functional import linear, pad
 
 from .backbones.base import KeyMap
 from .errors import UserError
-from .lora_files import LoraMetadata, LoraPair, read_lora
+from .lora_files import LoraMetadata, LoraPair, read_changes, read_lora
+from .places import parse_lora as parse_lora
 
 SKETCHED = 1024  # smallest side of a matrix from which a few singular values are drawn instead of all worked out
 SPARE, ROUNDS = 16, 6  # more directions than asked for, and refinements: the error is within 0.3 % of the least one
@@ -33,11 +34,13 @@ class Lora:
         pairs: its layers by diffusers module name.
         strength: multiplies all of them.
         source: what an error calls it: its file.
+        changes: what others' files hold beside it, of biases, norms and tables, by `lora_files.read_changes`' names.
     """
 
     pairs: Mapping[str, LoraPair]
     strength: float = 1.0
     source: str = "the LoRA"
+    changes: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -58,25 +61,6 @@ class Difference:
 # ---- files
 
 
-def parse_lora(text: str) -> tuple[Path, float]:
-    """File and strength of "path" (strength 1) or "path@strength"; an @ without a number after it is of the path.
-
-    Raises:
-        UserError: no path, or a strength that is not finite.
-    """
-    path, at, last = text.rpartition("@")
-    try:
-        strength = float(last) if at else 1.0
-    except ValueError:
-        at, strength = "", 1.0
-    path = path if at else text
-    if not path.strip():
-        raise UserError(f"the LoRA {text!r} names no file; write path or path@strength, such as style.safetensors@0.8")
-    if not math.isfinite(strength):
-        raise UserError(f"the strength of the LoRA {text!r} is no finite number; write path@0.8, say")
-    return Path(path), strength
-
-
 def open_lora(text: str, keys: KeyMap) -> tuple[Lora, LoraMetadata | None]:
     """The LoRA that "path" or "path@strength" names, and what its file says of it (None for others' files).
 
@@ -85,7 +69,7 @@ def open_lora(text: str, keys: KeyMap) -> tuple[Lora, LoraMetadata | None]:
     """
     path, strength = parse_lora(text)
     pairs, metadata = read_lora(path, keys)
-    return Lora(pairs, strength, str(path)), metadata
+    return Lora(pairs, strength, str(path), read_changes(path, keys)), metadata
 
 
 def merge_files(model: nn.Module, texts: Sequence[str], keys: KeyMap) -> None:
@@ -275,10 +259,12 @@ def merge_into(model: nn.Module, loras: Sequence[Lora]) -> None:
         UserError: a LoRA has a layer that the model lacks or that is of another shape (nothing was changed then), or
             the weights' type can't hold the sum.
     """
-    layers = _layers_of(model, loras)
+    layers, changes = _layers_of(model, loras), _changes_of(model, loras)
     with torch.no_grad():
         for name, layer in layers.items():
             layer.weight.copy_(_with_updates(layer.weight, name, loras))
+        for parameter, change in changes:
+            parameter.copy_(parameter.float() + change)
 
 
 @contextlib.contextmanager
@@ -288,24 +274,31 @@ def acting(model: nn.Module, loras: Sequence[Lora]) -> Iterator[None]:
     Raises:
         UserError: a LoRA has a layer that the model lacks or that is of another shape.
     """
-    layers = _layers_of(model, loras)
+    layers, changes = _layers_of(model, loras), _changes_of(model, loras)
+    before = [parameter.detach().clone() for parameter, _ in changes]
     hooks = [
-        layers[name].register_forward_hook(_addition(pair, lora.strength))
+        layers[name].register_forward_hook(_addition(pair, lora.strength, layers[name].weight.device))
         for lora in loras
         for name, pair in lora.pairs.items()
     ]
+    with torch.no_grad():
+        for parameter, change in changes:
+            parameter.copy_(parameter.float() + change)
     try:
         yield
     finally:
         for hook in hooks:
             hook.remove()
+        with torch.no_grad():
+            for (parameter, _), old in reversed(list(zip(changes, before, strict=True))):
+                parameter.copy_(old)
 
 
-def _addition(pair: LoraPair, strength: float) -> Any:
+def _addition(pair: LoraPair, strength: float, device: torch.device) -> Any:
     scale = strength * pair.alpha / pair.rank
+    down, up = pair.down.to(device).float(), pair.up.to(device).float()
 
     def hook(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-        down, up = pair.down.to(output.device).float(), pair.up.to(output.device).float()
         added = linear(linear(inputs[0].float(), down), up) * scale
         return (output.float() + added).to(output.dtype)
 
@@ -323,6 +316,23 @@ def _layers_of(model: nn.Module, loras: Sequence[Lora]) -> dict[str, nn.Linear]:
             _check_layer(lora, name, None if layer is None else layer.weight)
             found[name] = modules[name]
     return found
+
+
+def _changes_of(model: nn.Module, loras: Sequence[Lora]) -> list[tuple[nn.Parameter, Tensor]]:
+    """The model's parameters that LoRA files change beside the LoRA, each with the sum of its changes, in float32."""
+    own = {name.replace(".base_layer.", "."): parameter for name, parameter in model.named_parameters()}
+    total: dict[str, Tensor] = {}
+    for lora in loras:
+        for name, change in lora.changes.items():
+            key = name if name in own else f"{name}.weight"
+            if key not in own or own[key].numel() != change.numel():
+                raise UserError(
+                    f"{lora.source} changes {name}, which this model lacks or has in another size; take a LoRA of this "
+                    "model's kind"
+                )
+            added = lora.strength * change.to(own[key].device).float().reshape(own[key].shape)
+            total[key] = total[key] + added if key in total else added
+    return [(own[key], change) for key, change in total.items()]
 
 
 def _check_layer(lora: Lora, name: str, weight: Tensor | None) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from .backbones.base import KeyMap
 from .errors import UserError
-from .files import read_safetensors, write_safetensors
+from .files import opened_safetensors, read_safetensors, write_safetensors
 from .hashing import tensors_hash
 from .lora_metadata import LoraMetadata as LoraMetadata
 from .lora_metadata import Schedule as Schedule
@@ -154,6 +154,7 @@ def read_lora(path: Path, key_map: KeyMap) -> tuple[dict[str, LoraPair], LoraMet
         raw[name][part] = tensor
     if not any(".lora_" in key for key in tensors):
         raise UserError(f"{path} holds no LoRA (first key: {next(iter(tensors), 'none')}); choose a LoRA file")
+    unknown = [key for key in unknown if change_of(key, key_map) is None]
     if unknown:
         shown = ", ".join(unknown[:3])
         raise UserError(
@@ -162,6 +163,29 @@ def read_lora(path: Path, key_map: KeyMap) -> tuple[dict[str, LoraPair], LoraMet
     settings = _settings(path, strings, peft=any(key.startswith("base_model.model.") for key in tensors))
     pairs = {name: _pair(path, name, parts, settings) for name, parts in raw.items()}
     return pairs, LoraMetadata.from_strings(strings, path)
+
+
+def read_changes(path: Path, key_map: KeyMap) -> dict[str, Tensor]:
+    """What others' files hold beside a LoRA: whole changes of biases (`.diff_b`), norms and tables (`.diff`).
+
+    Returns:
+        By diffusers' name, a change of a bias with `.bias` after it.
+
+    Raises:
+        UserError: missing, pickled or truncated.
+    """
+    with opened_safetensors(path) as file:
+        named = {key: change_of(key, key_map) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        return {name: file.get_tensor(key) for key, name in named.items() if name is not None}
+
+
+def change_of(key: str, key_map: KeyMap) -> str | None:
+    """Whose whole change a key holds; None for other keys."""
+    for end, leaf in ((".diff_b", ".bias"), (".diff", "")):
+        if key.endswith(end):
+            name = _diffusers_name(key.removesuffix(end), key_map)
+            return None if name is None else name + leaf
+    return None
 
 
 def _diffusers_name(stem: str, key_map: KeyMap) -> str | None:

@@ -125,7 +125,7 @@ def _pictures(run: RunFolder, rows: Sequence[Row], plots: Sequence[Path]) -> lis
 
 
 def _use(run: RunFolder, recipe: Recipe, files: Sequence[Path]) -> list[str]:
-    from .students import DIFFUSERS, FULL_FOLDER, FULL_NATIVE, NATIVE
+    from .students import DIFFUSERS, FULL_FOLDER, FULL_NATIVE, NATIVE, teacher_note
 
     about = {
         NATIVE: "LoRA in native keys, for ComfyUI",
@@ -138,6 +138,8 @@ def _use(run: RunFolder, recipe: Recipe, files: Sequence[Path]) -> list[str]:
     folder = shlex.quote(str(run.path))
     command = f'python -m w2svd_core.sample {folder} --prompt "..." --seed 0 --out clip.mp4'
     found = ["## The student", listed, "To sample it:", f"```sh\n{command}\n```"]
+    if recipe.student.kind == "lora" and (note := teacher_note(recipe, run.path)):
+        found.insert(2, f"Outside this program, mind: {note}.")
     return found + (_comfyui(recipe) if recipe.method == "distribution_matching" else [])
 
 

@@ -17,6 +17,7 @@ from .config import load_recipe, recipe_to_yaml, settings_of
 from .errors import UserError
 from .files import read_safetensors, write_safetensors, write_text
 from .options import show
+from .places import rewritten
 from .settings import Recipe
 
 KEPT_CHECKPOINTS = 2
@@ -43,18 +44,10 @@ def place_for(recipe: Recipe, out: Path | None) -> Path:
 def anchored(recipe: Recipe) -> Recipe:
     """The recipe with absolute paths, so that a run goes on from any working folder."""
 
-    def absolute(path: str) -> str:
-        return str(Path(path).resolve()) if path and Path(path).exists() else path
+    def absolute(key: str, place: str) -> str:
+        return str(Path(place).resolve()) if key == "data.cache" or Path(place).exists() else place
 
-    data, model = recipe.data, recipe.model
-    places = {
-        "folder": data.folder if data.folder == "portraits" else absolute(data.folder),
-        "cache": str(Path(data.cache).resolve()) if data.cache else "",
-    }
-    path = model.path if model.path == "bundled" else absolute(model.path)
-    return recipe.model_copy(
-        update={"data": data.model_copy(update=places), "model": model.model_copy(update={"path": path})}
-    )
+    return rewritten(recipe, absolute)
 
 
 class RunFolder:

@@ -16,7 +16,7 @@ from .settings import MAX_SEED, Recipe
 
 if TYPE_CHECKING:
     from .asking import Asked
-    from .data.codec import Video
+    from .data.decoding import Image
     from .data.encoder_source import EncoderSource
     from .generation import Way
     from .loading import Loaded
@@ -153,14 +153,12 @@ def recipe_in(lora: Path | None) -> str:
     return metadata.recipe if metadata and metadata.recipe in recipe_names() else ""
 
 
-def pictures_of(recipe: Recipe, source: EncoderSource, image: Path | None, count: int) -> Video | None:
-    """The first frame of `count` clips, `n h w 3`; None for a model that makes them from text alone.
+def pictures_of(recipe: Recipe, source: EncoderSource, image: Path | None, count: int) -> list[Image] | None:
+    """The first frame of `count` clips, (H, W, 3) each; None for a model that makes them from text alone.
 
     Raises:
         UserError: the image is not there or broken, or the model needs one, or takes none.
     """
-    import numpy as np
-
     from .data.video import read_first_frame
 
     if not source.starts:
@@ -169,7 +167,7 @@ def pictures_of(recipe: Recipe, source: EncoderSource, image: Path | None, count
         return None
     if image is None:
         raise UserError("this model makes a clip from its first frame; name an image or a video in --image")
-    return np.stack([read_first_frame(image, recipe.data.height, recipe.data.width)] * count)
+    return [read_first_frame(image, recipe.data.height, recipe.data.width)] * count
 
 
 def prepare(
@@ -256,8 +254,7 @@ def write_clips(recipe: Recipe, asked: Asked, loaded: Loaded, way: Way, clips: S
     from .generation import generate
 
     for row, clip in enumerate(clips):
-        condition = asked.condition[row : row + 1]
-        latents = generate(loaded.model, way, condition, asked.null, asked.shape, [clip.seed], batch=1)
+        latents = generate(loaded.model, way, asked.condition([row]), asked.null, asked.shape, [clip.seed], batch=1)
         about = {"prompt": clip.prompt, "seed": str(clip.seed), "sigmas": ",".join(f"{s:g}" for s in way.sigmas)}
         write_clip(clip.path, latents, asked.codec, recipe.data.fps, about)
         print(f"{clip.path}: {clip.prompt!r}, seed {clip.seed}, {way.steps} steps")

@@ -70,7 +70,7 @@ class Model(Section):
     )
     init: Literal["load", "random", "first_frame"] = setting(
         "load",
-        "load = weights of model.path; random = train from scratch; first_frame = weights of a text-to-video model in "
+        "load = weights of model.path; random = train from scratch; first_frame = weights of "
         "model.path, widened to be taught to start from a first frame",
     )
     heads: int = setting(2, "attention heads (only for init random)", ge=1, le=128)
@@ -298,6 +298,11 @@ class Recipe(Section):
             raise ValueError(
                 f"student.kind full with model.precision {self.model.precision} would lose small steps to rounding; "
                 "use fp32, or student.kind lora"
+            )
+        if self.student.init and (self.student.kind == "full" or self.method != "distribution_matching"):
+            raise ValueError(
+                "student.init is for the adapter of a student in distillation; clear it, or merge the LoRA into the "
+                "model by model.loras"
             )
         if self.model.compile and (self.method != "flow_matching" or self.student.kind != "full"):
             raise ValueError(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .config import load_recipe, recipe_from
 from .errors import UserError
-from .settings import Recipe
+from .settings import Model, Recipe
 
 FIRST = "teacher"  # the fine-tune's run folder, inside the distillation's
 
@@ -40,6 +40,13 @@ def first_stage(recipe: Recipe) -> Recipe:
     return recipe_from(fine.model_copy(update=changes), f"of {recipe.first} on the model and clips of {recipe.name}")
 
 
+def is_trained(run: Path) -> bool:
+    """Whether the first stage of a run has made its teacher, whole."""
+    from .students import FOLDER, FULL_NATIVE, NATIVE
+
+    return any((run / FIRST / FOLDER / name).is_file() for name in (NATIVE, FULL_NATIVE))
+
+
 def with_trained_teacher(recipe: Recipe, run: Path) -> Recipe:
     """The recipe of a run as its second stage needs it: what the first stage made is the teacher.
 
@@ -57,7 +64,14 @@ def with_trained_teacher(recipe: Recipe, run: Path) -> Recipe:
     if (made / NATIVE).is_file():
         model = recipe.model.model_copy(update={"loras": (*recipe.model.loras, str(made / NATIVE))})
     elif (made / FULL_NATIVE).is_file():
-        model = recipe.model.model_copy(update={"path": str(made / FULL_NATIVE), "loras": ()})
+        model = _with_encoders_of_its_own(recipe.model)
+        model = model.model_copy(update={"path": str(made / FULL_NATIVE), "loras": ()})
     else:
         raise UserError(f"{run / FIRST} has no fine-tuned teacher yet; finish it with --resume {run}")
     return recipe.model_copy(update={"model": model, "first": ""})
+
+
+def _with_encoders_of_its_own(model: Model) -> Model:
+    """The model with its encoders named where they lie now, so that another path does not lose them."""
+    names = ("vae", "text_encoder", "tokenizer", "image_encoder")
+    return model.model_copy(update={name: getattr(model, name) or model.path for name in names})

@@ -17,8 +17,10 @@ from .files import dtype_named, whole_folder, write_safetensors
 from .flow import sigma_list
 from .lora_files import LoraMetadata, Schedule, base_hash, pairs_from_peft, write_lora
 from .lora_metadata import METADATA_KEY
+from .places import parse_lora, rewritten
 from .roles import GENERATOR, SharedModel
 from .settings import Recipe
+from .stages import FIRST, with_trained_teacher
 
 FOLDER = "student"
 NATIVE, DIFFUSERS = "student_comfyui.safetensors", "student_diffusers.safetensors"
@@ -45,7 +47,16 @@ def schedule_of(recipe: Recipe) -> Schedule:
     return Schedule(recipe.student.sigmas, recipe.student.sampler, shift_of(recipe.student.sigmas))
 
 
-def student_metadata(recipe: Recipe, model: SharedModel) -> LoraMetadata:
+def teacher_note(recipe: Recipe, run: Path) -> str:
+    """What a user of a run's LoRA must load beside it; "" where its base is the plain model."""
+    taught = with_trained_teacher(recipe, run).model
+    if taught.path != recipe.model.path:
+        return f"its base is not the plain model but the fine-tuned one, {FIRST}/{FOLDER}/{_last_name(taught.path)}"
+    names = [f"{path.name} at {strength:g}" for path, strength in map(parse_lora, taught.loras)]
+    return f"its base is the model with {' and '.join(names)} in it: load that beside it" if names else ""
+
+
+def student_metadata(recipe: Recipe, model: SharedModel, note: str = "") -> LoraMetadata:
     """What travels inside the student's file: the schedule, and what it was made from and how."""
     m = recipe.matching
     distils = recipe.method == "distribution_matching"
@@ -60,6 +71,7 @@ def student_metadata(recipe: Recipe, model: SharedModel) -> LoraMetadata:
         teacher_guidance=m.guidance_scale if distils else None,
         version=__version__,
         recipe=recipe.name,
+        note=note,
     )
 
 
@@ -90,7 +102,7 @@ def save_student(recipe: Recipe, job: Job, folder: Path) -> list[Path]:
     """
     model, out = job.model, folder / FOLDER
     with swapped_in(job.student.learned(), model):
-        metadata = student_metadata(recipe, model)
+        metadata = student_metadata(recipe, model, teacher_note(recipe, folder) if model.copy is None else "")
         if model.copy is None:
             pairs = pairs_from_peft(model.base, GENERATOR)
             write_lora(out / NATIVE, pairs, metadata, format="native", key_map=model.backbone.keys)
@@ -125,13 +137,7 @@ def write_folder(path: Path, model: SharedModel, recipe: Recipe, metadata: LoraM
 
 def without_places(recipe: Recipe) -> Recipe:
     """The recipe as it may travel: of each path on the user's machine only the last name, of the cache nothing."""
-    data, model = recipe.data, recipe.model
-    return recipe.model_copy(
-        update={
-            "data": data.model_copy(update={"folder": _last_name(data.folder), "cache": ""}),
-            "model": model.model_copy(update={"path": _last_name(model.path)}),
-        }
-    )
+    return rewritten(recipe, lambda key, place: "" if key == "data.cache" else _last_name(place))
 
 
 def _last_name(path: str) -> str:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from .asking import ask
-from .data.codec import Video, decode_pixels
+from .asking import Asked, ask
+from .data.codec import decode_pixels
+from .data.decoding import Image
 from .data.encoder_source import EncoderSource
 from .data.latents import Progress
 from .data.video import write_video
@@ -20,8 +20,23 @@ from .metrics.vbench import CLIPS, begin, how_to_score, lay_out, write_first_fra
 from .settings import Recipe
 
 
-def subjects(recipe: Recipe, source: EncoderSource, prompts: Sequence[str], progress: Progress) -> dict[str, Video]:
-    """Prompts with the picture, `h w 3`, that their clips start from (black for a model that needs none).
+@dataclass(frozen=True)
+class Subjects:
+    """What the clips show.
+
+    Attributes:
+        prompts: all different.
+        pictures: that they start from, (H, W, 3) each; None for a model that makes clips from text alone.
+        asked: the same as models take it, a row for each prompt.
+    """
+
+    prompts: Sequence[str]
+    pictures: Sequence[Image] | None
+    asked: Asked
+
+
+def subjects(recipe: Recipe, source: EncoderSource, prompts: Sequence[str], progress: Progress) -> Subjects:
+    """Encode what all clips show, before any model takes its memory.
 
     Args:
         prompts: the user's; none takes the captions of the data, with their first frames.
@@ -29,53 +44,46 @@ def subjects(recipe: Recipe, source: EncoderSource, prompts: Sequence[str], prog
     Raises:
         UserError: prompts of the user's for a model that needs a first frame for each, or neither prompts nor data.
     """
-    d = recipe.data
     if prompts:
         if source.starts:
             raise UserError(
-                "this model needs a first frame for each prompt; leave --prompts out, and captions and "
-                "first frames of the data are taken"
+                "this model needs a first frame for each prompt; leave --prompts out, and captions and first frames of "
+                "the data are taken"
             )
-        return dict.fromkeys([prompt.strip() for prompt in prompts], np.zeros((d.height, d.width, 3), np.uint8))
+        different = list(dict.fromkeys(prompt.strip() for prompt in prompts))
+        return Subjects(different, None, ask(source, recipe.data, different, None))
     if not recipe.evaluate.clips:
         raise UserError(
-            "clips for VBench need prompts; name a file of them in --prompts, or say with --clips how many "
-            "clips of the data give their captions"
+            "clips for VBench need prompts; name a file of them in --prompts, or say with --clips how many of "
+            "the data give their captions"
         )
-    data, captions, *_ = (held_out_portraits if d.folder == "portraits" else own_clips)(recipe, progress)
-    return {caption.strip(): clip[0] for caption, clip in zip(captions, data, strict=True)}
+    data, captions, *_ = (held_out_portraits if recipe.data.folder == "portraits" else own_clips)(recipe, progress)
+    first = {caption.strip(): clip[0] for caption, clip in zip(captions, data, strict=True)}
+    pictures = list(first.values()) if source.starts else None
+    return Subjects(list(first), pictures, ask(source, recipe.data, list(first), pictures))
 
 
-def write_vbench(
-    folder: Path, recipe: Recipe, loaded: Loaded, source: EncoderSource, subjects: dict[str, Video], progress: Progress
-) -> str:
+def write_vbench(folder: Path, recipe: Recipe, loaded: Loaded, wanted: Subjects, progress: Progress) -> str:
     """Make the clips that are not there yet; returns the commands that score them.
 
     Args:
         folder: for this model alone.
-        subjects: of :func:`subjects`.
 
     Raises:
         UserError: the folder holds something else, or the disk is full.
     """
-    d, way = recipe.data, student_way(recipe)
-    prompts = list(subjects)
+    d, way, asked = recipe.data, student_way(recipe), wanted.asked
     made_by = {
         "base": loaded.base, "recipe": recipe.name, "sampler": way.sampler,
         "sigmas": ",".join(f"{sigma:g}" for sigma in way.sigmas), "size": f"{d.frames}x{d.height}x{d.width}",
     }  # fmt: skip
-    clips = lay_out(prompts, folder, seed=recipe.evaluate.seed)
-    missing = begin(folder, clips, made_by)
-    pictures = None
-    if source.starts:
-        pictures = np.stack([subjects[clip.prompt] for clip in missing]) if missing else None
-        for prompt in prompts:
-            write_first_frame(folder, prompt, prompts, subjects[prompt])
-    if missing:
-        asked = ask(source, d, [clip.prompt for clip in missing], pictures)
-        for row, clip in enumerate(missing):
-            some = slice(row, row + 1)
-            latents = generate(loaded.model, way, asked.condition[some], asked.null, asked.shape, [clip.seed], batch=1)
-            write_video(clip.path, decode_pixels(asked.codec, latents)[0], d.fps)
-            progress(f"clips for VBench ({CLIPS} of each prompt)", row + 1, len(missing))
+    missing = begin(folder, lay_out(wanted.prompts, folder, seed=recipe.evaluate.seed), made_by)
+    for prompt, picture in zip(wanted.prompts, wanted.pictures or (), strict=False):
+        write_first_frame(folder, prompt, wanted.prompts, picture)
+    rows = {prompt: row for row, prompt in enumerate(wanted.prompts)}
+    for done, clip in enumerate(missing, start=1):
+        condition = asked.condition([rows[clip.prompt]])
+        latents = generate(loaded.model, way, condition, asked.null, asked.shape, [clip.seed], batch=1)
+        write_video(clip.path, decode_pixels(asked.codec, latents)[0], d.fps)
+        progress(f"clips for VBench ({CLIPS} of each prompt)", done, len(missing))
     return how_to_score(folder)

@@ -66,6 +66,11 @@ _BLOCK = {
 _TOP_BACK = {native: ours for ours, native in _TOP.items()}
 _BLOCK_BACK = {native: ours for ours, native in _BLOCK.items()}
 
+# kohya's names: dots are underscores, as they are inside some names, so that only a table tells them apart
+_FLAT = re.compile(r"lora_unet_(?:blocks_(?P<block>\d+)_(?P<inside>.+)|(?P<top>.+))")
+_FLAT_BLOCK = {native.replace(".", "_"): native for native in _BLOCK_BACK}
+_FLAT_TOP = {native.replace(".", "_"): native for native in _TOP_BACK}
+
 _IN_BLOCK = re.compile(r"((?:vace_)?blocks\.\d+\.)(.+)")
 _PARAMETER = (".weight", ".bias")
 _PREFIXES = ("model.diffusion_model.", "diffusion_model.")
@@ -86,9 +91,15 @@ def native_module(name: str) -> str:
 def diffusers_module(name: str) -> str:
     """The diffusers name of a native module, without prefix: `blocks.0.self_attn.q` -> `blocks.0.attn1.to_q`.
 
+    kohya's and musubi's LoRA files write the native name without dots: `lora_unet_blocks_0_self_attn_q` is the same.
+
     Raises:
         UserError: no native Wan transformer has this module.
     """
+    flat = _FLAT.fullmatch(name)
+    if flat is not None:
+        known = _FLAT_BLOCK.get(flat["inside"] or "", "")
+        name = f"blocks.{flat['block']}.{known}" if flat["block"] else _FLAT_TOP.get(flat["top"], name)
     return _module(name, _TOP_BACK, _BLOCK_BACK, "the native")
 
 

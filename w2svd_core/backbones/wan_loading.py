@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..files import opened_safetensors
 from . import wan_keys
-from .wan_variants import TWO_EXPERTS, inferred_config, refuse_unsupported, where_to_find
+from .wan_variants import inferred_config, refuse_two_experts, refuse_unsupported, where_to_find
 
 CLASS = "WanTransformer3DModel"
 SIZES = (  # what a config must say; for the rest there are defaults that every published model shares
@@ -69,8 +69,7 @@ def stays_wide(model: nn.Module, name: str) -> bool:
 def _from_folder(path: Path, dtype: torch.dtype) -> nn.Module:
     from diffusers import WanTransformer3DModel
 
-    if (path / "transformer_2").is_dir():
-        raise UserError(f"{path} is a Wan 2.2 A14B, whose {TWO_EXPERTS}; take one of {where_to_find()}")
+    refuse_two_experts(path)
     folder = path / "transformer" if (path / "transformer").is_dir() else path
     place = folder / "config.json"
     config = _read_config(place.read_bytes(), place) if place.is_file() else {}

@@ -76,8 +76,8 @@ def _candidates(part: Part, settings: Model) -> Iterator[Path]:
         beside = Path(settings.text_encoder)
         yield from (beside / part.folder, beside.parent / part.folder)
     base = Path(settings.path)
-    yield base / part.folder
-    inside = base if base.is_dir() else base.parent
+    inside = base.parent if base.suffix == ".safetensors" else base
+    yield inside / part.folder
     if inside.name == "transformer":  # the model's own folder in a pipeline
         yield inside.parent / part.folder
 

@@ -31,7 +31,7 @@ from .wan_places import (
 )
 from .wan_text import TOKENS, Umt5
 from .wan_vae import TILE_ABOVE, WanVae
-from .wan_variants import facts_of, geometry_of, kind_of, refuse_unsupported, where_to_find
+from .wan_variants import facts_of, geometry_of, kind_of, refuse_two_experts, refuse_unsupported, where_to_find
 
 
 def config_at(path: Path) -> dict[str, Any]:
@@ -42,9 +42,13 @@ def config_at(path: Path) -> dict[str, Any]:
     """
     if path.is_file():
         with opened_safetensors(path) as file:
-            own = wan_keys.diffusers_names(file.keys())
+            try:
+                own = wan_keys.diffusers_names(file.keys())
+            except UserError as error:
+                raise UserError(f"{path}: {error}") from error
             shapes = {name: file.get_slice(key).get_shape() for name, key in own.items()}
             return _config_in(dict(file.metadata() or {}), shapes, path)
+    refuse_two_experts(path)
     place = next((p for p in (path / "transformer" / "config.json", path / "config.json") if p.is_file()), None)
     config = _read_config(place.read_bytes(), place) if place else {}
     if place is None or config.get("_class_name") != CLASS:

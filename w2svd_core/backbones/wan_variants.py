@@ -112,6 +112,16 @@ def refuse_unsupported(config: Mapping[str, Any], place: Path | str) -> None:
         raise UserError(f"{place} is one expert of Wan 2.2 I2V A14B, whose {TWO_EXPERTS}; take one of {known}")
 
 
+def refuse_two_experts(folder: Path) -> None:
+    """Stop at a pipeline of Wan 2.2 A14B.
+
+    Raises:
+        UserError: it is one.
+    """
+    if (folder / "transformer_2").is_dir():
+        raise UserError(f"{folder} is a Wan 2.2 A14B, whose {TWO_EXPERTS}; take one of {where_to_find()}")
+
+
 def inferred_config(shapes: Shapes, place: Path | str) -> dict[str, Any]:
     """The config of a model, from the shapes of its tensors alone.
 

@@ -20,6 +20,7 @@ from ..files import read_safetensors
 from ..geometry import LatentGeometry
 
 Video = NDArray[np.uint8]  # f h w 3, or n f h w 3; RGB
+AT_ONCE = 2**18  # numbers of latents that are decoded together: 51 portraits, or one clip of a real model
 
 
 class Codec(Protocol):
@@ -139,8 +140,9 @@ def to_pixels(video: Tensor) -> Video:
 
 
 @torch.no_grad()
-def decode_pixels(codec: Codec, latents: Tensor, batch: int = 32) -> Video:
-    """Decode latents in slices, so that a large set does not need a large memory."""
+def decode_pixels(codec: Codec, latents: Tensor) -> Video:
+    """Decode latents in slices, so that neither many clips nor large ones need a large memory."""
+    batch = max(1, AT_ONCE // latents[:1].numel())
     parts = [to_pixels(codec.decode(latents[i : i + batch].float())) for i in range(0, len(latents), batch)]
     return np.concatenate(parts)
 

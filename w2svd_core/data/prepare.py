@@ -6,7 +6,6 @@ what is new. A clip that can't be used is dropped with its reason; the others go
 
 from __future__ import annotations
 
-import gc
 import itertools
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from typing import TypeVar
 import torch
 
 from ..errors import UserError
+from ..memory import free_memory
 from ..settings import Data
 from .buckets import Bucket, Plan
 from .clips import Clip
@@ -102,14 +102,8 @@ def _encode_prompts(want: Wanted, source: EncoderSource, progress: Progress) -> 
         write_prompts(want.text, [prompt_key(prompt) for prompt in some], encoder.encode(some))
         progress("encoding prompts", start + len(some), len(new))
     del encoder
-    _free_memory()
+    free_memory()
     return len(new)
-
-
-def _free_memory() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 # ---- clips
@@ -141,7 +135,7 @@ def _encode_clips(
     finally:
         shelf.write()  # after an interrupt, too
     del codec, start
-    _free_memory()
+    free_memory()
     return dropped, len(new) - len(dropped)
 
 
