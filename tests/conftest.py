@@ -19,6 +19,8 @@ from w2svd_core.pretraining import FlowMatching
 from w2svd_core.roles import SharedModel
 from w2svd_core.settings import Recipe
 
+torch.set_num_threads(1)  # two processes run the tests; more threads would only wait for each other
+
 Conditions = Callable[..., Condition]
 Models = Callable[..., SharedModel]
 Recipes = Callable[..., Recipe]

@@ -18,11 +18,12 @@ from torch import Tensor
 
 from w2svd_core.backbones import wan_image, wan_text, wan_vae
 from w2svd_core.backbones.wan_encoders import load_codec, load_encoders, load_prompts, load_start
-from w2svd_core.backbones.wan_files import bundled_config, hollow
+from w2svd_core.backbones.wan_files import hollow
 from w2svd_core.backbones.wan_image import FrameThenGrey
 from w2svd_core.backbones.wan_places import IMAGE_ENCODER, TEXT_ENCODER, VAE_2_1, VAE_2_2
 from w2svd_core.backbones.wan_text import Umt5, clean
 from w2svd_core.backbones.wan_vae import WanVae
+from w2svd_core.backbones.wan_variants import bundled_config
 from w2svd_core.data.codec import Codec, load_portrait_codec, to_unit
 from w2svd_core.data.prompts import PromptEncoder
 from w2svd_core.errors import UserError
@@ -370,7 +371,7 @@ def test_a_broken_or_strange_file_is_one_sentence(tmp_path: Path, part: str, bro
         path_words = "holds quantised weights"
         write_safetensors(path, {n: t.to(torch.int8) if t.ndim > 1 else t for n, t in state.items()})
     elif broken == "half":
-        path_words = "not a VAE of Wan|whole CLIP|not a UMT5"
+        path_words = "not a VAE of Wan|does not hold the CLIP|not a UMT5"
         names = sorted(state)
         write_safetensors(path, {name: state[name] for name in names[: len(names) // 2]})
     elif broken == "cut":

@@ -11,8 +11,9 @@ import torch
 from tiny_wan import FRAMES, KINDS, PROMPTS, TinyWan, tiny_wan
 from video_files import write
 
+from w2svd_core.backbones.wan_config import config_at
 from w2svd_core.backbones.wan_encoders import load_encoders
-from w2svd_core.backbones.wan_source import WanSource, config_at
+from w2svd_core.backbones.wan_source import WanSource
 from w2svd_core.backbones.wan_variants import kind_of
 from w2svd_core.data.codec import to_unit
 from w2svd_core.data.file_prints import print_of_files
@@ -101,7 +102,7 @@ def test_what_a_fingerprint_follows(tmp_path: Path) -> None:
 
 
 def test_a_model_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"neither a diffusers folder .* nor a \.safetensors file"):
+    with pytest.raises(UserError, match=r"is not a diffusers folder .* or a \.safetensors file of a Wan model"):
         config_at(tmp_path)
     tiny = tiny_wan("t2v")
     with pytest.raises(UserError, match="the model's VAE is not there"):

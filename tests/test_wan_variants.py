@@ -150,7 +150,7 @@ def test_small_numbers_are_cast_one_by_one(kind: str, stored: torch.dtype, tmp_p
     found = WAN.load(path, torch.bfloat16).state_dict()
     assert any(weight.dtype == torch.bfloat16 for weight in found.values())
     for name, weight in wan_keys.from_native(small).items():
-        wanted = torch.float32 if stays_wide(model, name) else torch.bfloat16
+        wanted = torch.float32 if stays_wide(name) else torch.bfloat16
         assert found[name].dtype == wanted and torch.equal(found[name], weight.to(wanted)), name
 
 

@@ -24,6 +24,7 @@ from ..geometry import LatentGeometry
 from ..settings import Model
 from . import wan_keys
 from .base import Architecture, Facts, KeyMap
+from .wan_config import config_at
 from .wan_loading import config_of, hollow_model, load_model, new_model, stays_wide
 from .wan_probe import probe_of
 from .wan_variants import MASK, TI2V_CHANNELS, facts_of, geometry_of, kind_of, needs_of, takes_of
@@ -87,14 +88,13 @@ class WanBackbone:
         return facts_of(_config(model), parameters)
 
     def encoder_source(self, settings: Model, device: torch.device) -> EncoderSource:
-        from .wan_source import WanSource, config_at
+        from .wan_source import WanSource
 
         text = dtype_named(settings.text_precision)
         return WanSource(settings, config_at(Path(settings.path)), settings.first_frame, text, device)
 
     def start_encoder(self, settings: Model, codec: Codec) -> StartEncoder | None:
         from .wan_image import FrameThenGrey
-        from .wan_source import config_at
 
         match settings.init:
             case "load":
@@ -188,7 +188,7 @@ class WanBackbone:
         return probe_of(_config(model))
 
     def save_folder(self, model: nn.Module, folder: Path, dtype: torch.dtype) -> None:
-        weights = {name: w if stays_wide(model, name) else w.to(dtype) for name, w in model.state_dict().items()}
+        weights = {name: w if stays_wide(name) else w.to(dtype) for name, w in model.state_dict().items()}
         with torch.device("meta"):
             twin = new_model(config_of(model))  # the training goes on with the model's own numbers
         twin.load_state_dict(weights, assign=True)

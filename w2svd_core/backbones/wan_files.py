@@ -1,4 +1,4 @@
-"""Weights of encoders from disk: a folder as its library reads it, or one file under any of its usual names."""
+"""Weights from disk: a folder as its library reads it, or one file under any of its usual names."""
 
 from __future__ import annotations
 
@@ -13,19 +13,14 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..files import opened_safetensors
 from ..hashing import tensors_hash, value_hash
-from .wan_keys import _refuse_scaled as refuse_scaled
-from .wan_loading import PLAIN
-from .wan_variants import CONFIGS
+from .wan_keys import refuse_scaled
 
 Shapes = Mapping[str, Sequence[int]]  # a file's name of a tensor -> its shape
-Plan = Callable[[Shapes], tuple[nn.Module, Mapping[str, str]]]  # the model; its name of a parameter -> the file's
+Header = Mapping[str, str]
+# from shapes and header: the model without weights, and its name of each parameter -> the file's
+Plan = Callable[[Shapes, Header], tuple[nn.Module, Mapping[str, str]]]
+PLAIN = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")  # safetensors' names of numbers that can be cast
 SAMPLE = 4096  # numbers of each tensor that a fingerprint looks at
-
-
-def bundled_config(name: str) -> dict[str, Any]:
-    """The arguments that a published model was made with, from `configs/`."""
-    text = (CONFIGS / f"{name}.json").read_text(encoding="utf-8")
-    return {key: value for key, value in json.loads(text).items() if not key.startswith("_")}
 
 
 def class_in(folder: Path) -> str:
@@ -35,21 +30,35 @@ def class_in(folder: Path) -> str:
         UserError: the config is not a JSON object.
     """
     place = folder / "config.json"
-    try:
-        config = json.loads(place.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{place} is not JSON ({error}); copy the model again") from error
-    if not isinstance(config, dict):
-        raise UserError(f"{place} is not a JSON object; copy the model again")
+    config = read_json(place.read_bytes(), place)
     named = config.get("_class_name") or config.get("architectures") or ""
     return str(named if isinstance(named, str) else next(iter(named), ""))
 
 
-def from_folder(load: Callable[..., Any], folder: Path, what: str, **arguments: Any) -> Any:
-    """What a library's `from_pretrained` reads from a folder, offline, with every weight in its place.
+def read_json(text: str | bytes, place: Path | str) -> dict[str, Any]:
+    """A config as it stands there.
 
     Raises:
-        UserError: it can't be read, or a weight is missing.
+        UserError: it is not JSON, or not an object.
+    """
+    try:
+        config = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{place} is not JSON ({error}); copy the model again") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{place} is not a JSON object; copy the model again")
+    return config
+
+
+def from_folder(load: Callable[..., Any], folder: Path, what: str, *, alone: bool = False, **arguments: Any) -> Any:
+    """What a library's `from_pretrained` reads from a folder, offline, with every weight in its place.
+
+    Args:
+        what: the model's kind, for messages.
+        alone: the folder may hold nothing but this model; a text encoder's may hold a decoder, too.
+
+    Raises:
+        UserError: it can't be read, or a weight is missing, or over.
     """
     from transformers.utils.logging import disable_progress_bar
 
@@ -57,19 +66,31 @@ def from_folder(load: Callable[..., Any], folder: Path, what: str, **arguments: 
     try:
         model, found = load(folder, local_files_only=True, use_safetensors=True, output_loading_info=True, **arguments)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        raise UserError(f"{folder} could not be read as {what} ({error}); copy it again") from error
-    if found["missing_keys"] or found.get("mismatched_keys"):
+        raise UserError(f"{folder} could not be read as a {what} ({error}); copy it again") from error
+    if found["missing_keys"] or found.get("mismatched_keys") or (alone and found["unexpected_keys"]):
         raise UserError(f"{folder} does not hold the {what} that its config.json describes; copy it again")
     return model
 
 
-def from_file(path: Path, what: str, plan: Plan, dtype_of: Callable[[str], torch.dtype]) -> Any:
+def as_it_is(name: str, tensor: Tensor) -> Tensor:
+    """A weight that needs no fitting."""
+    return tensor
+
+
+def from_file(
+    path: Path,
+    what: str,
+    plan: Plan,
+    dtype_of: Callable[[str], torch.dtype],
+    fitted: Callable[[str, Tensor], Tensor] = as_it_is,
+) -> Any:
     """A model from one safetensors file, tensor by tensor, so that there is never a second copy of it.
 
     Args:
         what: the model's kind, for messages.
-        plan: from the shapes of the file's tensors, the model without weights, and where each of them is.
+        plan: from the shapes of the file's tensors and its header, the model without weights, and where each is.
         dtype_of: of each parameter, by the model's name of it.
+        fitted: each parameter as the model has it, by the model's name and as the file has it.
 
     Raises:
         UserError: it is not there, scaled, quantised, of another kind, or not whole.
@@ -78,9 +99,10 @@ def from_file(path: Path, what: str, plan: Plan, dtype_of: Callable[[str], torch
         parts = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
         try:
             refuse_scaled(parts)
-            model, own = plan({key: part.get_shape() for key, part in parts.items()})
+            model, own = plan({key: part.get_shape() for key, part in parts.items()}, dict(file.metadata() or {}))
         except UserError as error:
-            raise UserError(f"{path}: {error}") from error
+            named = str(path) in str(error)
+            raise UserError(str(error) if named else f"{path}: {error}") from error
         except (KeyError, IndexError, ValueError) as error:
             raise UserError(f"{path} does not hold a whole {what} (no {error}); name the model's own") from error
         for key in own.values():
@@ -90,11 +112,11 @@ def from_file(path: Path, what: str, plan: Plan, dtype_of: Callable[[str], torch
                     f"{path} holds quantised weights ({key} in {kind}); "
                     f"use the bf16, fp16 or plain fp8 file of the same {what}"
                 )
-        weights = {name: file.get_tensor(key).to(dtype_of(name), copy=True) for name, key in own.items()}
+        weights = {name: fitted(name, file.get_tensor(key)).to(dtype_of(name), copy=True) for name, key in own.items()}
     try:
         model.load_state_dict(weights, assign=True)
     except RuntimeError as error:
-        raise UserError(f"{path} does not hold a whole {what}; copy it again") from error
+        raise UserError(f"{path} does not hold the {what} that its sizes describe; copy it again") from error
     return model
 
 

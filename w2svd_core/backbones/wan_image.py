@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from ..data.codec import Codec, to_pixels
 from ..errors import UserError
 from ..hashing import value_hash
-from .wan_files import Shapes, bundled_config, class_in, from_file, from_folder, frozen, hollow, sampled_hash, strip
+from .wan_files import Header, Shapes, class_in, from_file, from_folder, frozen, hollow, sampled_hash, strip
+from .wan_variants import bundled_config
 
 CLASSES = ("CLIPVisionModel", "CLIPVisionModelWithProjection", "CLIPModel")
 HEAD_DIM = 80  # of CLIP ViT-H; no tensor's shape tells it
@@ -98,7 +99,7 @@ def load_image_encoder(place: Path, dtype: torch.dtype) -> nn.Module:
     if place.is_dir():
         if class_in(place) not in CLASSES:
             raise UserError(f"{place} is not a folder of a {CLASSES[0]}; check model.image_encoder")
-        model = from_folder(CLIPVisionModel.from_pretrained, place, "a CLIP vision model", dtype=dtype)
+        model = from_folder(CLIPVisionModel.from_pretrained, place, "CLIP vision model", dtype=dtype)
     else:
         model = from_file(place, "CLIP vision model", _plan, lambda name: dtype)
     return model
@@ -120,7 +121,7 @@ def load_image_processor(folder: Path | None, size: int) -> Any:
         raise UserError(f"{folder} could not be read as an image processor ({error}); copy it again") from error
 
 
-def _plan(shapes: Shapes) -> tuple[nn.Module, dict[str, str]]:
+def _plan(shapes: Shapes, header: Header) -> tuple[nn.Module, dict[str, str]]:
     from transformers import CLIPVisionConfig, CLIPVisionModel
 
     own = strip(shapes, ("vision_model.",))

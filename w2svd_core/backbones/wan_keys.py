@@ -135,7 +135,7 @@ def from_native(state: Mapping[str, Value]) -> dict[str, Value]:
     Raises:
         UserError: a name that no Wan transformer has, the same name twice, or scaled weights (fp8_scaled).
     """
-    _refuse_scaled(state)
+    refuse_scaled(state)
     renamed: dict[str, Value] = {}
     for name, tensor in state.items():
         new = _parameter(strip_prefix(name), _TOP_BACK, _BLOCK_BACK, "the native")
@@ -157,7 +157,7 @@ def diffusers_names(names: Iterable[str]) -> dict[str, str]:
     own = {name: name for name in names}
     if not any(strip_prefix(name).startswith("condition_embedder.") for name in own):
         return from_native(own)
-    _refuse_scaled(own)
+    refuse_scaled(own)
     kept = [name for name in own if ".norm_added_q." not in name]  # older converters wrote it; no model has it
     return {_known(strip_prefix(name)): name for name in kept}
 
@@ -167,7 +167,12 @@ def _known(name: str) -> str:
     return name
 
 
-def _refuse_scaled(names: Iterable[str]) -> None:
+def refuse_scaled(names: Iterable[str]) -> None:
+    """Stop at a file of scaled weights.
+
+    Raises:
+        UserError: one of its names belongs to such weights.
+    """
     scaled = [name for name in names if any(part in _QUANTISED for part in name.split("."))]
     if scaled:
         raise UserError(

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..data.codec import Codec
 from ..data.file_prints import print_of_files
-from ..errors import UserError
-from ..files import opened_safetensors
 from ..geometry import LatentGeometry
 from ..hashing import value_hash
 from ..settings import Model
-from . import wan_keys
 from .wan_encoders import Start, load_codec, load_prompts, load_start
-from .wan_loading import CLASS, _arguments, _config_in, _read_config
 from .wan_places import (
     IMAGE_ENCODER,
     IMAGE_PROCESSOR,
@@ -31,34 +26,7 @@ from .wan_places import (
 )
 from .wan_text import TOKENS, Umt5
 from .wan_vae import TILE_ABOVE, WanVae
-from .wan_variants import facts_of, geometry_of, kind_of, refuse_two_experts, refuse_unsupported, where_to_find
-
-
-def config_at(path: Path) -> dict[str, Any]:
-    """The config of a transformer on disk, without its weights.
-
-    Raises:
-        UserError: it is not there, no Wan, or of a kind that is not supported.
-    """
-    if path.is_file():
-        with opened_safetensors(path) as file:
-            try:
-                own = wan_keys.diffusers_names(file.keys())
-            except UserError as error:
-                raise UserError(f"{path}: {error}") from error
-            shapes = {name: file.get_slice(key).get_shape() for name, key in own.items()}
-            return _config_in(dict(file.metadata() or {}), shapes, path)
-    refuse_two_experts(path)
-    place = next((p for p in (path / "transformer" / "config.json", path / "config.json") if p.is_file()), None)
-    config = _read_config(place.read_bytes(), place) if place else {}
-    if place is None or config.get("_class_name") != CLASS:
-        raise UserError(
-            f"{path} is neither a diffusers folder of a {CLASS} (with transformer/config.json) nor a .safetensors "
-            f"file; model.path takes a Wan, published as {where_to_find()}"
-        )
-    arguments = _arguments(config, place)
-    refuse_unsupported(arguments, path)
-    return arguments
+from .wan_variants import facts_of, geometry_of, kind_of
 
 
 @dataclass(frozen=True)

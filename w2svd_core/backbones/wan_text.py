@@ -17,7 +17,8 @@ from torch.nn.functional import pad
 from ..condition import Condition
 from ..errors import UserError
 from ..hashing import value_hash
-from .wan_files import Shapes, bundled_config, class_in, from_file, from_folder, frozen, hollow, sampled_hash
+from .wan_files import Header, Shapes, class_in, from_file, from_folder, frozen, hollow, sampled_hash
+from .wan_variants import bundled_config
 
 CLASS = "UMT5EncoderModel"
 TOKENS = 512
@@ -138,7 +139,7 @@ def load_text_encoder(place: Path, dtype: torch.dtype) -> nn.Module:
     if place.is_dir():
         if class_in(place) not in (CLASS, "UMT5ForConditionalGeneration", "UMT5Model"):
             raise UserError(f"{place} is not a folder of a {CLASS}; check model.text_encoder")
-        model = from_folder(UMT5EncoderModel.from_pretrained, place, "a UMT5 text encoder", dtype=dtype)
+        model = from_folder(UMT5EncoderModel.from_pretrained, place, "UMT5 text encoder", dtype=dtype)
     else:
         model = from_file(place, "UMT5 text encoder", _plan, lambda name: _dtype_of(name, dtype))
         model.tie_weights()  # type: ignore[operator]
@@ -160,7 +161,7 @@ def load_tokenizer(place: Path) -> Any:
         raise UserError(f"{folder} could not be read as a tokenizer ({error}); copy it again") from error
 
 
-def _plan(shapes: Shapes) -> tuple[nn.Module, dict[str, str]]:
+def _plan(shapes: Shapes, header: Header) -> tuple[nn.Module, dict[str, str]]:
     from transformers import UMT5Config, UMT5EncoderModel
 
     own = transformers_names([name for name in shapes if name not in NOT_WEIGHTS])

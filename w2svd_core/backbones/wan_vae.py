@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..geometry import LatentGeometry
-from .wan_files import Plan, Shapes, bundled_config, class_in, from_file, from_folder, frozen, hollow, sampled_hash
+from .wan_files import Header, Plan, Shapes, class_in, from_file, from_folder, frozen, hollow, sampled_hash
 from .wan_vae_keys import diffusers_names, shape_names
+from .wan_variants import bundled_config
 
 CLASS = "AutoencoderKLWan"
 PATCH = 2  # of every Wan transformer
@@ -83,7 +84,7 @@ def load_vae(place: Path, dtype: torch.dtype) -> nn.Module:
     if place.is_dir():
         if class_in(place) != CLASS:
             raise UserError(f"{place} is not a diffusers folder of an {CLASS}; check model.vae")
-        model = from_folder(AutoencoderKLWan.from_pretrained, place, "a Wan VAE", torch_dtype=dtype)
+        model = from_folder(AutoencoderKLWan.from_pretrained, place, "Wan VAE", torch_dtype=dtype)
     else:
         model = from_file(place, "Wan VAE", _plan(), lambda name: dtype)
     return model
@@ -92,7 +93,7 @@ def load_vae(place: Path, dtype: torch.dtype) -> nn.Module:
 def _plan() -> Plan:
     from diffusers import AutoencoderKLWan
 
-    def plan(shapes: Shapes) -> tuple[nn.Module, Mapping[str, str]]:
+    def plan(shapes: Shapes, header: Header) -> tuple[nn.Module, Mapping[str, str]]:
         config = vae_config(shapes)
         model = hollow(lambda: AutoencoderKLWan.from_config(config))
         return model, diffusers_names(list(shapes), model.state_dict(), config["is_residual"])

@@ -69,11 +69,16 @@ TWIN = "Wan 2.1 T2V 14B"  # the experts of Wan 2.2 T2V A14B have its shapes
 TWIN_NAME = f"{TWIN} (or one expert of Wan 2.2 T2V A14B: its tensors have the same shapes)"
 
 
+def bundled_config(name: str) -> dict[str, Any]:
+    """The arguments that a published model was made with, from `configs/`."""
+    text = (CONFIGS / f"{name}.json").read_text(encoding="utf-8")
+    return {key: value for key, value in json.loads(text).items() if not key.startswith("_")}
+
+
 @cache
 def published_config(variant: Variant) -> Mapping[str, Any]:
     """The arguments of `WanTransformer3DModel` that a published model was made with."""
-    text = (CONFIGS / f"{variant.config}.json").read_text(encoding="utf-8")
-    return {key: value for key, value in json.loads(text).items() if not key.startswith("_")}
+    return bundled_config(variant.config)
 
 
 def recognised(config: Mapping[str, Any]) -> Variant | None:
@@ -110,16 +115,6 @@ def refuse_unsupported(config: Mapping[str, Any], place: Path | str) -> None:
     width = config["num_attention_heads"] * config["attention_head_dim"]
     if taken != given and config.get("image_dim") is None and width == 40 * HEAD_DIM:
         raise UserError(f"{place} is one expert of Wan 2.2 I2V A14B, whose {TWO_EXPERTS}; take one of {known}")
-
-
-def refuse_two_experts(folder: Path) -> None:
-    """Stop at a pipeline of Wan 2.2 A14B.
-
-    Raises:
-        UserError: it is one.
-    """
-    if (folder / "transformer_2").is_dir():
-        raise UserError(f"{folder} is a Wan 2.2 A14B, whose {TWO_EXPERTS}; take one of {where_to_find()}")
 
 
 def inferred_config(shapes: Shapes, place: Path | str) -> dict[str, Any]:

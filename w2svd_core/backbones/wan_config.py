@@ -1,0 +1,118 @@
+"""The config of a Wan transformer on disk: of a folder, in a file's header, or told by the shapes of its tensors."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+from ..files import opened_safetensors
+from . import wan_keys
+from .wan_files import read_json
+from .wan_variants import TWO_EXPERTS, inferred_config, refuse_unsupported, where_to_find
+
+CLASS = "WanTransformer3DModel"
+SIZES = (  # what a config must say; for the rest there are defaults that every published model shares
+    *("patch_size", "num_attention_heads", "attention_head_dim", "in_channels", "out_channels"),
+    *("text_dim", "freq_dim", "ffn_dim", "num_layers"),
+)
+
+
+def config_at(path: Path) -> dict[str, Any]:
+    """The config of a transformer on disk, without its weights.
+
+    Raises:
+        UserError: it is not there, no Wan, or of a kind that is not supported.
+    """
+    if not path.exists():
+        raise UserError(
+            f"{path} is not there; model.path takes a diffusers folder (with transformer/config.json) or a "
+            f".safetensors file of a Wan model, published as {where_to_find()}"
+        )
+    if path.is_dir():
+        return folder_config(path)[1]
+    with opened_safetensors(path) as file:
+        try:
+            own = wan_keys.diffusers_names(file.keys())
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+        shapes = {name: file.get_slice(key).get_shape() for name, key in own.items()}
+        return file_config(dict(file.metadata() or {}), shapes, path)
+
+
+def folder_config(path: Path) -> tuple[Path, dict[str, Any]]:
+    """The folder of a transformer, or of the pipeline that it belongs to: where its weights are, and its config.
+
+    Raises:
+        UserError: no Wan, or of a kind that is not supported.
+    """
+    if (path / "transformer_2").is_dir():
+        raise UserError(f"{path} is a Wan 2.2 A14B, whose {TWO_EXPERTS}; take one of {where_to_find()}")
+    folder = path / "transformer" if (path / "transformer").is_dir() else path
+    place = folder / "config.json"
+    config = read_json(place.read_bytes(), place) if place.is_file() else {}
+    if config.get("_class_name") != CLASS:
+        raise UserError(
+            f"{path} is not a diffusers folder of a {CLASS} (with transformer/config.json); model.path takes one, or a "
+            f".safetensors file of a Wan model, published as {where_to_find()}"
+        )
+    known = _arguments(config, place)
+    refuse_unsupported(known, path)
+    return folder, known
+
+
+def file_config(header: Mapping[str, str], shapes: Mapping[str, Sequence[int]], path: Path) -> dict[str, Any]:
+    """The config that our own files carry in the header, else the one that the shapes tell."""
+    if "config" in header:
+        place = f"the config in the header of {path}"
+        config = _arguments(read_json(header["config"], place), place)
+    else:
+        config = inferred_config(shapes, path)
+    refuse_unsupported(config, path)
+    return config
+
+
+def _arguments(config: Mapping[str, Any], place: Path | str) -> dict[str, Any]:
+    """The arguments of a `WanTransformer3DModel` that a config holds.
+
+    Raises:
+        UserError: it has a key that the class does not know, lacks a size, or a value is of the wrong kind.
+    """
+    from diffusers import WanTransformer3DModel
+
+    parameters = inspect.signature(WanTransformer3DModel).parameters
+    given = {key: value for key, value in config.items() if not key.startswith("_")}
+    unknown = sorted(given.keys() - parameters.keys())
+    if unknown:
+        raise UserError(
+            f"{place} has keys that a {CLASS} does not take ({', '.join(unknown[:3])}); "
+            "name a plain Wan text-to-video or image-to-video model, or update diffusers"
+        )
+    missing = [name for name in SIZES if name not in given]
+    if missing:
+        raise UserError(f"{place} lacks {', '.join(missing)}; copy the model again")
+    for key, value in given.items():
+        if not _fits(value, parameters[key].default):
+            raise UserError(f"{place} gives {key} as {value!r}, which no {CLASS} can have; copy the model again")
+    return given
+
+
+def _fits(value: object, default: object) -> bool:
+    """Whether a value is of the kind of an argument's default; counts and sizes are whole and positive."""
+    if isinstance(default, tuple):
+        return isinstance(value, list) and len(value) == len(default) and all(map(_is_size, value))
+    if isinstance(default, bool):
+        return isinstance(value, bool)
+    if isinstance(default, int):
+        return _is_size(value)
+    if isinstance(default, float):
+        return isinstance(value, float | int) and not isinstance(value, bool)
+    if isinstance(default, str):
+        return value is None or isinstance(value, str)
+    return value is None or _is_size(value)
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
