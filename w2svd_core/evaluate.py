@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from .data.encoder_source import EncoderSource
     from .evaluation import HeldOut, Row
     from .generation import Way
-    from .job import Bars
     from .loading import Loaded
+    from .watch import Terminal
 
 SEARCHED_SHIFTS = (2.0, 3.0, 5.0)
 SEARCHED_GUIDANCE = (1.5, 2.5, 3.5)
@@ -116,16 +116,16 @@ def clips_for_vbench(folder: Path, recipes: Mapping[Path, Recipe], prompts: Path
         UserError: the prompts, a run or the folder does not serve.
     """
     from .data.clips import read_prompts
-    from .job import Bars
     from .loading import load_run
     from .memory import free_memory
     from .vbench_clips import subjects, write_vbench
+    from .watch import Terminal
 
     source = one_source(recipes)
-    wanted = subjects(next(iter(recipes.values())), source, read_prompts(prompts) if prompts else (), Bars())
+    wanted = subjects(next(iter(recipes.values())), source, read_prompts(prompts) if prompts else (), Terminal())
     for path, recipe in recipes.items():
         loaded = load_run(recipe, source, path)
-        print(write_vbench(folder / path.name, recipe, loaded, wanted, Bars()))
+        print(write_vbench(folder / path.name, recipe, loaded, wanted, Terminal()))
         del loaded
         free_memory()
 
@@ -151,7 +151,7 @@ class Bench:
     """What every row of a table is measured with."""
 
     test: HeldOut
-    bars: Bars
+    bars: Terminal
     euler_search: bool
 
     def row(self, name: str, loaded: Loaded, way: Way, recipe: Recipe) -> Row:
@@ -164,16 +164,16 @@ class Bench:
 def measure_runs(recipes: Mapping[Path, Recipe], euler_search: bool) -> Table:
     """Measure every run; a teacher that several runs share is measured once."""
     from .evaluation import codec_row, data_row, held_out
-    from .job import Bars
     from .loading import load_run
     from .memory import free_memory
+    from .watch import Terminal
 
     first = next(iter(recipes.values()))
     source = one_source(recipes)
     for path, recipe in recipes.items():
         load_run(recipe, source, path)  # a broken run is told before hours of sampling
         free_memory()
-    bench = Bench(held_out(first, source, Bars()), Bars(), euler_search)
+    bench = Bench(held_out(first, source, Terminal()), Terminal(), euler_search)
     table = Table()
     with tempfile.TemporaryDirectory() as folder:
         table.floors = [data_row(bench.test), codec_row(first, bench.test, Path(folder))]

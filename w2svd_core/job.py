@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,8 @@ from typing import Any
 from .assembly import Job, assemble
 from .backbones.base import Facts
 from .config import recipe_to_yaml
-from .data.codec import decode_pixels
+from .data.codec import Video, decode_pixels
+from .data.latents import Progress
 from .data.video import write_video
 from .errors import UserError
 from .evaluation import SHOWN, Row, codec_row, data_row, few_step_way, held_out, model_row, student_way, teacher_way
@@ -28,27 +28,9 @@ from .settings import Recipe
 from .stages import FIRST, first_stage, is_trained, with_trained_teacher
 from .students import save_student, swapped_in
 from .trainer import Interrupted, train
+from .watch import Terminal, Watch
 
-
-class Bars:
-    """A progress bar for each thing that is being prepared or measured."""
-
-    def __init__(self, quiet: bool = False) -> None:
-        self._bar: Any = None
-        self._what = ""
-        self._quiet = quiet
-
-    def __call__(self, what: str, done: int, count: int) -> None:
-        from tqdm import tqdm
-
-        if self._quiet:
-            return
-        if what != self._what:
-            self._what, self._bar = what, tqdm(total=count, desc=what, unit="clip", leave=False)
-        self._bar.update(done - self._bar.n)
-        if done >= count:
-            self._bar.close()
-            self._what = ""
+Maker = Callable[[Recipe, Any, Progress], Job]  # `assembly.assemble`, or a stand-in for a model that is there already
 
 
 def accelerator_for(recipe: Recipe, folder: Path) -> Any:
@@ -85,32 +67,39 @@ def _tracker_faults(tracker: str) -> Iterator[None]:
         ) from error
 
 
-def carry_out(recipe: Recipe, folder: Path) -> int:
-    """Do a run, or what is left of it, in a folder, after the fine-tune that it names; returns the exit code.
+def carry_out(recipe: Recipe, folder: Path, watch: Watch | None = None, make: Maker = assemble) -> int:
+    """Do a run, or what is left of it, in a folder, after the fine-tune that it names.
+
+    Args:
+        watch: who looks on; a terminal by default.
+        make: puts the parts together, for a model that is in memory already.
+
+    Returns:
+        The exit code: 0, or 130 for a run that was stopped and has saved its state.
 
     Raises:
         UserError: something in the recipe, the data or the disk does not serve.
     """
+    watch = watch or Terminal()
     first = folder / FIRST
     if recipe.first and not is_trained(folder):
         fine = RunFolder.open(first).recipe() if RunFolder.is_one(first) else first_stage(recipe)
         if not RunFolder.is_one(folder):
             RunFolder.create(recipe, folder)
-        print(f"first stage: fine-tuning the teacher by {recipe.first}", file=sys.stderr)
-        code = one_stage(fine, first, folder)
+        watch.say(f"first stage: fine-tuning the teacher by {recipe.first}")
+        code = one_stage(fine, first, folder, watch, make)
         if code:
             return code
         free_memory()  # of the first teacher, before the second is loaded
-    return one_stage(recipe, folder, folder)
+    return one_stage(recipe, folder, folder, watch, make)
 
 
-def one_stage(recipe: Recipe, folder: Path, resume: Path) -> int:
+def one_stage(recipe: Recipe, folder: Path, resume: Path, watch: Watch, make: Maker) -> int:
     """One training with all that follows it; `resume` is the folder that a user goes on with."""
     accelerator = accelerator_for(recipe, folder)
-    bars = Bars(quiet=not accelerator.is_main_process)
     if recipe.evaluate.clips:
         check_real_networks(recipe.evaluate.fid_network, recipe.evaluate.fvd_network, recipe.evaluate.clip_model)
-    job = assemble(with_trained_teacher(recipe, folder), accelerator, bars)
+    job = make(with_trained_teacher(recipe, folder), accelerator, watch)
     before = base_hash(job.model.base_state())
     run = RunFolder.open(folder) if RunFolder.is_one(folder) else RunFolder.create(recipe, folder)
     recipe = run.recipe()
@@ -119,27 +108,27 @@ def one_stage(recipe: Recipe, folder: Path, resume: Path) -> int:
     start_tracker(accelerator, recipe)
     if recipe.model.init == "load" and recipe.model.path != "bundled":
         facts = job.model.backbone.facts(job.model.base)
-        print(f"model.path {recipe.model.path}: {facts.name}", file=sys.stderr)
+        watch.say(f"model.path {recipe.model.path}: {facts.name}")
         for line in unusual(recipe, facts):
-            print(f"warning: {line}", file=sys.stderr)
+            watch.say(f"warning: {line}")
     if tensors:
         job.program.load_tensors(tensors)
-        print(f"going on after step {start} of {job.program.rounds}", file=sys.stderr)
+        watch.say(f"going on after step {start} of {job.program.rounds}")
     try:
         train(
             job.program, run, recipe.train, start=start, main=accelerator.is_main_process,
             log=lambda values, step: accelerator.log(values, step=step),
-            on_sample=lambda step: preview(recipe, run, job, step),
+            on_sample=lambda step: watch.preview(step, preview(recipe, run, job, step)), watch=watch,
         )  # fmt: skip
     except Interrupted as stopped:
         print(f"\nstopped after step {stopped.index}, everything is saved; go on with --resume {resume}")
         return 130
     finally:
-        end_tracker(accelerator)
+        end_tracker(accelerator, watch)
     if base_hash(job.model.base_state()) != before:
         raise UserError(f"the frozen base changed during the run {run.path}; please report this, it must never happen")
     if accelerator.is_main_process:
-        finish(recipe, run, job, bars)
+        finish(recipe, run, job, watch)
     return 0
 
 
@@ -157,15 +146,15 @@ def unusual(recipe: Recipe, facts: Facts) -> list[str]:
     return found
 
 
-def end_tracker(accelerator: Any) -> None:
+def end_tracker(accelerator: Any, watch: Watch) -> None:
     """Close the tracker; its own trouble (a full disk, say) must not hide how the training ended."""
     try:
         accelerator.end_training()
     except Exception as error:
-        print(f"warning: the tracker could not be closed ({error})", file=sys.stderr)
+        watch.say(f"warning: the tracker could not be closed ({error})")
 
 
-def preview(recipe: Recipe, run: RunFolder, job: Job, step: int) -> None:
+def preview(recipe: Recipe, run: RunFolder, job: Job, step: int) -> Video:
     """Clips of the student as it is now, into `samples/step-<step>.mp4`: the same captions and seeds every time."""
     way = student_way(recipe) if recipe.method == "distribution_matching" else ways_of(recipe)[0][1]
     shape = job.data.shape([0])
@@ -177,25 +166,26 @@ def preview(recipe: Recipe, run: RunFolder, job: Job, step: int) -> None:
     clips = decode_pixels(job.source.load_codec(), latents)
     video = side_by_side([clips], [f"step {step}"], [job.data.captions[row] for row in rows])
     write_video(run.path / "samples" / f"step-{step:06d}.mp4", video, recipe.data.fps)
+    return clips
 
 
-def finish(recipe: Recipe, run: RunFolder, job: Job, bars: Bars) -> None:
+def finish(recipe: Recipe, run: RunFolder, job: Job, watch: Watch) -> None:
     """Save the student, measure it beside its teacher, write the report, and say where everything is."""
     files = save_student(recipe, job, run.path)
-    rows = evaluate_job(recipe, job, run.path, bars) if recipe.evaluate.clips else []
+    rows = evaluate_job(recipe, job, run.path, watch) if recipe.evaluate.clips else []
     report = write_report(run, recipe, rows, files)
     print(f"\nDone. Look at {report}")
     for file in files:
         print(f"  student: {file}")
 
 
-def evaluate_job(recipe: Recipe, job: Job, folder: Path, bars: Bars) -> list[Row]:
+def evaluate_job(recipe: Recipe, job: Job, folder: Path, watch: Watch) -> list[Row]:
     """The rows of a run's own table."""
-    test = held_out(recipe, job.source, bars)
+    test = held_out(recipe, job.source, watch)
     rows = [data_row(test), codec_row(recipe, test, folder)]
     with swapped_in(job.student.learned(), job.model):
         for name, way in ways_of(recipe):
-            rows.append(model_row(name, job.model, way, recipe, test, bars))
+            rows.append(model_row(name, job.model, way, recipe, test, watch))
     return rows
 
 

@@ -49,10 +49,10 @@ def carry_out(recipe: Recipe, source: EncoderSource) -> int:
     from .data.buckets import Plan
     from .data.prepare import Stopped, prepare
     from .data.prepare_report import write_report
-    from .job import Bars
+    from .watch import Terminal
 
     try:
-        prepared = prepare(recipe.data, source, Bars())
+        prepared = prepare(recipe.data, source, Terminal())
     except Stopped:
         print("\nstopped, what was encoded is kept; go on with the same command", file=sys.stderr)
         return 130

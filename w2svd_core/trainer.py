@@ -1,17 +1,16 @@
-"""The loop: rounds, progress, logs, checkpoints, Ctrl-C. It knows no paper and no model family."""
+"""The loop: rounds, logs, checkpoints, an end on request. It knows no paper and no model family."""
 
 from __future__ import annotations
 
-import contextlib
-import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import Protocol
 
 from torch import Tensor
 
 from .run import RunFolder
 from .settings import Train
+from .watch import Terminal, Watch
 
 
 class Program(Protocol):
@@ -58,6 +57,7 @@ def train(
     main: bool = True,
     log: Callable[[dict[str, float], int], None] = lambda values, step: None,
     on_sample: Callable[[int], None] = lambda step: None,
+    watch: Watch | None = None,
 ) -> None:
     """Run the rounds from `start` to the end.
 
@@ -67,27 +67,26 @@ def train(
         main: whether this process is the one that writes.
         log: the trackers; called with values and the number of rounds done.
         on_sample: called every `train.sample_every` rounds.
+        watch: who looks on, and may ask to stop; a terminal by default.
 
     Raises:
-        Interrupted: Ctrl-C; the state was saved after the round that was under way.
+        Interrupted: the watch asked for it; the state was saved after the round that was under way.
     """
-    from tqdm import tqdm
-
-    bar = tqdm(range(start, program.rounds), initial=start, total=program.rounds, unit="step", disable=not main)
-    with _interrupts() as stop:
-        for index in bar:
+    watch = watch or Terminal(quiet=not main)
+    with watch.training(start, program.rounds):
+        for index in range(start, program.rounds):
             began = time.perf_counter()
             values = program.round(index)
-            done = index + 1
-            bar.set_postfix_str(_postfix(values, program.shown))
+            done, seconds = index + 1, time.perf_counter() - began
+            watch.step(done, program.rounds, values, program.shown, seconds)
             if done % settings.log_every == 0 and main:
-                values["seconds"] = time.perf_counter() - began
+                values["seconds"] = seconds
                 run.log(done, values)
                 log(values, done)
-            if stop.asked or _due(done, settings.checkpoint_every) or done == program.rounds:
+            stop = watch.stop()
+            if stop or _due(done, settings.checkpoint_every) or done == program.rounds:
                 run.save_checkpoint(done, program.tensors, main=main)
-            if stop.asked and done < program.rounds:
-                bar.close()
+            if stop and done < program.rounds:
                 raise Interrupted(done)
             if _due(done, settings.sample_every) and done < program.rounds:
                 on_sample(done)
@@ -95,32 +94,3 @@ def train(
 
 def _due(done: int, every: int) -> bool:
     return every > 0 and done % every == 0
-
-
-def _postfix(values: Mapping[str, float], shown: Mapping[str, str]) -> str:
-    return ", ".join(f"{name} {values[key]:.4g}" for key, name in shown.items() if key in values)
-
-
-class _Stop:
-    asked = False
-
-
-@contextlib.contextmanager
-def _interrupts() -> Iterator[_Stop]:
-    """Ctrl-C once asks the loop to stop after its round; twice stops at once. Other threads than the main one can't."""
-    stop = _Stop()
-
-    def ask(_number: int, _frame: Any) -> None:
-        if stop.asked:
-            raise KeyboardInterrupt
-        stop.asked = True
-
-    try:
-        before = signal.signal(signal.SIGINT, ask)
-    except ValueError:
-        yield stop
-        return
-    try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGINT, before)
