@@ -117,11 +117,18 @@ def test_without_a_picture_it_says_so(run: Path, door: Door) -> None:
     assert code == 2 and "name an image or a video in --image" in err
 
 
-def test_vbench_takes_captions_with_their_first_frames(run: Path, place: Path, door: Door) -> None:
+def test_vbench_takes_prompts_with_their_first_frames(run: Path, place: Path, door: Door) -> None:
     (place / "p.txt").write_text("talking\n")
     asked = [run, "--clips", 0, "--vbench", place / "vbench", "--prompts", place / "p.txt"]
     code, _, err = door(evaluate.main, *asked)
     assert code == 2 and "needs a first frame for each prompt" in err
+    code, _, err = door(evaluate.main, *asked, "--images", place / "clips")
+    assert code == 2 and "has no picture for the prompt 'talking'; name it talking.png" in err
+    write_png(place / "pictures" / "talking.png", render(portrait_from_seed(3), 5, 48, 64, 8.0)[0])
+    code, out, err = door(evaluate.main, *asked, "--images", place / "pictures")
+    assert code == 0 and "vbench evaluate" in out, err
+    made = place / "vbench" / "run"
+    assert len(list((made / "videos").iterdir())) == 5 and (made / "images" / "talking.png").is_file()
 
 
 @pytest.mark.slow

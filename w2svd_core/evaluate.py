@@ -45,6 +45,8 @@ def parser() -> Parser:
     door.add_argument("--vbench", type=Path, metavar="FOLDER", help=f"{vbench}; --clips 0 makes no table then")
     prompts = "a file of prompts for VBench, one in each line; default: the captions of the data"
     door.add_argument("--prompts", type=Path, metavar="FILE", help=prompts)
+    images = "folder of the first frames of --prompts, named by their prompts, for a model that starts from one"
+    door.add_argument("--images", type=Path, metavar="FOLDER", help=images)
     add_arguments(door)
     return door
 
@@ -62,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "leave it out"
         )
     if args.vbench:
-        clips_for_vbench(args.vbench, recipes, args.prompts)
+        clips_for_vbench(args.vbench, recipes, args.prompts, args.images)
         if not first.evaluate.clips:
             return 0
     from .files import write_text
@@ -109,7 +111,7 @@ def recipes_of(runs: Sequence[Path], settings: Mapping[str, str]) -> dict[Path, 
     return found
 
 
-def clips_for_vbench(folder: Path, recipes: Mapping[Path, Recipe], prompts: Path | None) -> None:
+def clips_for_vbench(folder: Path, recipes: Mapping[Path, Recipe], prompts: Path | None, images: Path | None) -> None:
     """Make the clips of every run, and print how they are scored.
 
     Raises:
@@ -122,7 +124,9 @@ def clips_for_vbench(folder: Path, recipes: Mapping[Path, Recipe], prompts: Path
     from .watch import Terminal
 
     source = one_source(recipes)
-    wanted = subjects(next(iter(recipes.values())), source, read_prompts(prompts) if prompts else (), Terminal())
+    wanted = subjects(
+        next(iter(recipes.values())), source, read_prompts(prompts) if prompts else (), images, Terminal()
+    )
     for path, recipe in recipes.items():
         loaded = load_run(recipe, source, path)
         print(write_vbench(folder / path.name, recipe, loaded, wanted, Terminal()))

@@ -10,13 +10,14 @@ from .asking import Asked, ask
 from .data.codec import decode_pixels
 from .data.decoding import Image
 from .data.encoder_source import EncoderSource
+from .data.image_folders import IMAGES
 from .data.latents import Progress
-from .data.video import write_video
+from .data.video import read_first_frame, write_video
 from .errors import UserError
 from .evaluation import held_out_portraits, own_clips, student_way
 from .generation import generate
 from .loading import Loaded
-from .metrics.vbench import CLIPS, begin, how_to_score, lay_out, write_first_frame
+from .metrics.vbench import CLIPS, begin, file_stems, how_to_score, lay_out, write_first_frame
 from .settings import Recipe
 
 
@@ -35,23 +36,23 @@ class Subjects:
     asked: Asked
 
 
-def subjects(recipe: Recipe, source: EncoderSource, prompts: Sequence[str], progress: Progress) -> Subjects:
+def subjects(
+    recipe: Recipe, source: EncoderSource, prompts: Sequence[str], images: Path | None, progress: Progress
+) -> Subjects:
     """Encode what all clips show, before any model takes its memory.
 
     Args:
         prompts: the user's; none takes the captions of the data, with their first frames.
+        images: folder of the prompts' first frames, named by their prompts, as VBench-I2V has them; for a model that
+            starts from one.
 
     Raises:
-        UserError: prompts of the user's for a model that needs a first frame for each, or neither prompts nor data.
+        UserError: a prompt without its first frame, or neither prompts nor data.
     """
     if prompts:
-        if source.starts:
-            raise UserError(
-                "this model needs a first frame for each prompt; leave --prompts out, and captions and first frames of "
-                "the data are taken"
-            )
         different = list(dict.fromkeys(prompt.strip() for prompt in prompts))
-        return Subjects(different, None, ask(source, recipe.data, different, None))
+        pictures = [_picture_of(prompt, images, recipe) for prompt in different] if source.starts else None
+        return Subjects(different, pictures, ask(source, recipe.data, different, pictures))
     if not recipe.evaluate.clips:
         raise UserError(
             "clips for VBench need prompts; name a file of them in --prompts, or say with --clips how many of "
@@ -61,6 +62,19 @@ def subjects(recipe: Recipe, source: EncoderSource, prompts: Sequence[str], prog
     first = {caption.strip(): clip[0] for caption, clip in zip(captions, data, strict=True)}
     pictures = list(first.values()) if source.starts else None
     return Subjects(list(first), pictures, ask(source, recipe.data, list(first), pictures))
+
+
+def _picture_of(prompt: str, images: Path | None, recipe: Recipe) -> Image:
+    if images is None:
+        raise UserError(
+            "this model needs a first frame for each prompt; name their folder in --images, or leave --prompts out, and "
+            "captions and first frames of the data are taken"
+        )
+    stem = file_stems([prompt])[prompt]
+    found = next((path for ending in IMAGES if (path := images / f"{stem}{ending}").is_file()), None)
+    if found is None:
+        raise UserError(f"{images} has no picture for the prompt {prompt!r}; name it {stem}.png")
+    return read_first_frame(found, recipe.data.height, recipe.data.width)
 
 
 def write_vbench(folder: Path, recipe: Recipe, loaded: Loaded, wanted: Subjects, progress: Progress) -> str:
