@@ -67,8 +67,8 @@ def subjects(
 def _picture_of(prompt: str, images: Path | None, recipe: Recipe) -> Image:
     if images is None:
         raise UserError(
-            "this model needs a first frame for each prompt; name their folder in --images, or leave --prompts out, and "
-            "captions and first frames of the data are taken"
+            "this model needs a first frame for each prompt; name their folder in --images, or leave --prompts out for "
+            "captions and first frames of the data"
         )
     stem = file_stems([prompt])[prompt]
     found = next((path for ending in IMAGES if (path := images / f"{stem}{ending}").is_file()), None)
