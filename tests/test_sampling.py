@@ -13,7 +13,7 @@ from w2svd_core.flow import RectifiedFlow, VariancePreserving, sigma_list
 from w2svd_core.generation import Way, generate, predictor
 from w2svd_core.randomness import noise_of_seeds
 from w2svd_core.roles import Role, SharedModel
-from w2svd_core.sampling import Sampler, advance, guide, sample, walk
+from w2svd_core.sampling import Sampler, advance, guide, renewed, sample, walk
 
 Models = Callable[..., SharedModel]
 Conditions = Callable[..., Condition]
@@ -34,6 +34,12 @@ def test_an_euler_step_adds_the_velocity_times_the_step(step: int) -> None:
     x0 = process.x0_from_output(x_t, v, sigma)
     found = advance(process, x_t, x0, sigma, lower, "euler", None)
     torch.testing.assert_close(found, x_t + (lower - sigma) * v, atol=1e-5, rtol=1e-5)
+
+
+def test_partly_fresh_noise_is_still_unit_noise() -> None:
+    implied, fresh = torch.randn(2, 100_000, generator=torch.Generator().manual_seed(3))
+    assert torch.equal(renewed(implied, fresh, 0), implied) and torch.equal(renewed(implied, fresh, 1), fresh)
+    assert renewed(implied, fresh, 0.6).std() == pytest.approx(1, abs=0.02)
 
 
 def test_an_euler_step_of_a_variance_preserving_process_is_ddim() -> None:

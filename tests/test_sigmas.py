@@ -13,7 +13,7 @@ from w2svd_core.errors import UserError
 from w2svd_core.flow import RectifiedFlow, sigma_list
 from w2svd_core.lora_metadata import Schedule
 from w2svd_core.sampling import sample, walk
-from w2svd_core.sigmas import check_sigmas
+from w2svd_core.sigmas import check_sigmas, parse_sigmas, split_sigmas
 
 BAD = [
     (),
@@ -56,3 +56,23 @@ def test_more_than_a_thousand_steps_are_refused_in_a_recipe() -> None:
     check_recipe({"student.sigmas": sigma_list(1000)}, "in a test")
     with pytest.raises(UserError, match="2 to 1001 sigmas"):
         check_recipe({"student.sigmas": sigma_list(1001)}, "in a test")
+
+
+def test_a_written_list_is_read_with_commas_or_blanks() -> None:
+    assert parse_sigmas(" [1, .75;0.5\n0] ") == (1.0, 0.75, 0.5, 0.0)
+    with pytest.raises(ValueError, match="'x' in the sigmas '1, x, 0' is no number"):
+        parse_sigmas("1, x, 0")
+    for bad in ("", "1, 0.5", "0.5, 1, 0", "nan, 0"):
+        with pytest.raises(ValueError, match="must fall"):
+            parse_sigmas(bad)
+
+
+def test_a_list_is_split_by_noise_level_and_not_by_step() -> None:
+    """At shift 5 two of four steps begin above 0.875, at shift 8 three do (Wan 2.2)."""
+    for shift, high in ((5.0, 2), (8.0, 3)):
+        sigmas = sigma_list(4, shift)
+        parts = split_sigmas(sigmas, 0.875)
+        assert [len(part) - 1 for part in parts] == [high, 4 - high]
+        assert parts[0] + parts[1][1:] == sigmas and parts[0][-1] == parts[1][0]
+    assert split_sigmas((1.0, 0.5, 0.0), 0.0) == ((1.0, 0.5, 0.0), ())
+    assert split_sigmas((0.5, 0.0), 0.9) == ((), (0.5, 0.0))

@@ -118,10 +118,19 @@ def shared_model(recipe: Recipe, source: EncoderSource, device: torch.device) ->
         UserError: as `load_base`; or the LoRA in `student.init` is none for this model.
     """
     family, base = load_base(recipe.model, source, recipe.seed)
+    return roles_of(recipe, family, base.to(device))
+
+
+def roles_of(recipe: Recipe, family: Backbone, base: torch.nn.Module) -> SharedModel:
+    """A base, on its device, with the adapters that the recipe asks for.
+
+    Raises:
+        UserError: the LoRA in `student.init` is none for this model.
+    """
     distils = recipe.method == "distribution_matching"
     model = SharedModel(
         family,
-        base.to(device),
+        base,
         critic_rank=recipe.critic.rank if distils else 0,
         student_rank=recipe.student.rank if recipe.student.kind == "lora" else 0,
         alpha_weak=recipe.matching.alpha_weak,
@@ -175,10 +184,29 @@ def assemble(recipe: Recipe, accelerator: Any, progress: Progress) -> Job:
     source = encoder_source(recipe.model, accelerator.device)
     data = training_set(recipe, source, progress)
     model = shared_model(recipe, source, accelerator.device)
+    reduce = (lambda grad: accelerator.reduce(grad, "mean")) if accelerator.num_processes > 1 else None
+    return job_of(recipe, model, source, data, reduce, accelerator.process_index)
+
+
+def job_of(
+    recipe: Recipe,
+    model: SharedModel,
+    source: EncoderSource,
+    data: TrainingSet,
+    reduce: Callable[[Tensor], Tensor] | None = None,
+    rank: int = 0,
+) -> Job:
+    """The parts of a run with their learners and the program.
+
+    Args:
+        reduce: the mean of a gradient over all processes.
+        rank: of this process.
+
+    Raises:
+        UserError: the model can't be called with what the data hold.
+    """
     _, condition = data.batch(data.rows(0, 1, recipe.seed), torch.device("cpu"))
     model.backbone.check_condition(model.base, condition)
-    reduce = (lambda grad: accelerator.reduce(grad, "mean")) if accelerator.num_processes > 1 else None
-    rank = accelerator.process_index
     student = _learner(recipe, model, GENERATOR, recipe.student, recipe.train.steps, recipe.student.ema, reduce)
     if recipe.method == "flow_matching":
         return Job(model, source, data, FlowMatching(recipe, model, data, student, rank), student)

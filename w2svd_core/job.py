@@ -172,6 +172,8 @@ def preview(recipe: Recipe, run: RunFolder, job: Job, step: int) -> Video:
 def finish(recipe: Recipe, run: RunFolder, job: Job, watch: Watch) -> None:
     """Save the student, measure it beside its teacher, write the report, and say where everything is."""
     files = save_student(recipe, job, run.path)
+    if not recipe.evaluate.clips:  # the only pictures of the end
+        watch.preview(job.program.rounds, preview(recipe, run, job, job.program.rounds))
     rows = evaluate_job(recipe, job, run.path, watch) if recipe.evaluate.clips else []
     report = write_report(run, recipe, rows, files)
     print(f"\nDone. Look at {report}")

@@ -76,7 +76,7 @@ def write_lora(
     if len(ranks) == len(alphas) == 1:
         strings |= {"ss_network_dim": str(min(ranks)), "ss_network_alpha": f"{min(alphas):g}"}
     if format == "native":
-        tensors = _native_tensors(pairs, key_map)
+        tensors = native_tensors(pairs, key_map)
     elif format == "diffusers":
         tensors = {}
         for name, pair in pairs.items():
@@ -89,7 +89,8 @@ def write_lora(
     write_safetensors(path, tensors, strings)
 
 
-def _native_tensors(pairs: Mapping[str, LoraPair], key_map: KeyMap) -> dict[str, Tensor]:
+def native_tensors(pairs: Mapping[str, LoraPair], key_map: KeyMap) -> dict[str, Tensor]:
+    """The tensors of a native file, by key; ComfyUI's LORA_MODEL is the same. An unknown module raises `UserError`."""
     tensors: dict[str, Tensor] = {}
     for name, pair in pairs.items():
         stem = f"diffusion_model.{key_map.native_module(name)}"
@@ -140,13 +141,29 @@ def read_lora(path: Path, key_map: KeyMap) -> tuple[dict[str, LoraPair], LoraMet
         UserError: missing, pickled or truncated; no LoRA inside; keys or layers that are not understood.
     """
     tensors, strings = read_safetensors(path)
+    return lora_of(tensors, strings, key_map, path)
+
+
+def lora_of(
+    tensors: Mapping[str, Tensor],
+    strings: Mapping[str, str],
+    key_map: KeyMap,
+    path: Path,
+    unknown: list[str] | None = None,
+) -> tuple[dict[str, LoraPair], LoraMetadata | None]:
+    """As `read_lora`, of tensors and metadata that were read already.
+
+    Args:
+        path: what errors call it; peft's `adapter_config.json` is looked for beside it.
+        unknown: is given the keys that are not understood; None refuses them.
+    """
     raw: dict[str, dict[str, Tensor]] = {}
-    unknown: list[str] = []
+    odd: list[str] = []
     for key, tensor in tensors.items():
         match = _KEY.fullmatch(key)
         name = _diffusers_name(match["module"], key_map) if match else None
         if match is None or name is None:
-            unknown.append(key)
+            odd.append(key)
             continue
         part = "alpha" if match["alpha"] else "down" if match["side"] in ("lora_down", "lora_A") else "up"
         if part in raw.setdefault(name, {}):
@@ -154,12 +171,12 @@ def read_lora(path: Path, key_map: KeyMap) -> tuple[dict[str, LoraPair], LoraMet
         raw[name][part] = tensor
     if not any(".lora_" in key for key in tensors):
         raise UserError(f"{path} holds no LoRA (first key: {next(iter(tensors), 'none')}); choose a LoRA file")
-    unknown = [key for key in unknown if change_of(key, key_map) is None]
-    if unknown:
-        shown = ", ".join(unknown[:3])
-        raise UserError(
-            f"{path} has {len(unknown)} keys that this model has no place for ({shown}); is it for another?"
-        )
+    odd = [key for key in odd if change_of(key, key_map) is None]
+    if odd and unknown is None:
+        shown = ", ".join(odd[:3])
+        raise UserError(f"{path} has {len(odd)} keys that this model has no place for ({shown}); is it for another?")
+    if unknown is not None:
+        unknown += odd
     settings = _settings(path, strings, peft=any(key.startswith("base_model.model.") for key in tensors))
     pairs = {name: _pair(path, name, parts, settings) for name, parts in raw.items()}
     return pairs, LoraMetadata.from_strings(strings, path)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .errors import UserError
 from .evaluation import Row
 from .files import atomic_write
 from .tables import SHORT_UNITS, number, title
@@ -87,19 +88,45 @@ def write_plots(folder: Path, metrics: Sequence[Mapping[str, float]], rows: Sequ
     return paths
 
 
+def draw_curves(curves: Mapping[str, Sequence[float]], columns: int = 3) -> NDArray[np.uint8]:
+    """Each curve in a panel of its own, as a picture (h, w, 3).
+
+    Args:
+        curves: values by name, one for each round; a name out of metrics.jsonl has its title and unit. Values that are
+            not finite are left out.
+        columns: panels beside each other.
+
+    Raises:
+        UserError: no curve has a finite value.
+    """
+    from matplotlib import rc_context
+
+    metrics: list[Mapping[str, float]] = [
+        {"step": float(step), name: value} for name, values in curves.items() for step, value in enumerate(values, 1)
+    ]
+    known = {key: panel for panels in PLOTS.values() for panel in panels for key in panel.curves}
+    panels = [known.get(name, Panel(_head(name), "", (name,))) for name in curves if _curve(metrics, name)[0].size]
+    if not panels:
+        raise UserError("There is nothing to plot: no curve holds a finite number; connect the losses of a training")
+    with rc_context(STYLE):
+        figure = _curves(panels, metrics, columns)
+        figure.canvas.draw()
+        return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
+
+
 def _save(figure: Any, path: Path) -> Path:
     with atomic_write(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
     return path
 
 
-def _figure(columns: int, width: float, height: float) -> tuple[Any, list[Any]]:
+def _figure(columns: int, width: float, height: float, rows: int = 1) -> tuple[Any, list[Any]]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
-    return figure, list(figure.subplots(1, columns, squeeze=False)[0])
+    return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
 
 
 def _curve(metrics: Sequence[Mapping[str, float]], key: str) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -117,14 +144,18 @@ def smooth(values: NDArray[Any], window: int) -> NDArray[Any]:
     return np.asarray((sums[ends] - sums[starts]) / (ends - starts))
 
 
-def _curves(panels: Sequence[Panel], metrics: Sequence[Mapping[str, float]]) -> Any:
-    figure, axes = _figure(len(panels), 4.8 * len(panels), 3.2)
-    for number_of, (axis, panel) in enumerate(zip(axes, panels, strict=True)):
+def _curves(panels: Sequence[Panel], metrics: Sequence[Mapping[str, float]], most_columns: int = 4) -> Any:
+    columns = min(len(panels), most_columns)
+    rows = -(-len(panels) // columns)
+    figure, axes = _figure(columns, 4.8 * columns, 3.2 * rows, rows)
+    for axis in axes[len(panels) :]:
+        axis.set_axis_off()
+    for number_of, (axis, panel) in enumerate(zip(axes, panels, strict=False)):
         for key in panel.curves:
             steps, values = _curve(metrics, key)
             if not steps.size:
                 continue
-            colour = COLOURS[number_of]
+            colour = COLOURS[number_of % len(COLOURS)]
             window = max(1, len(steps) // 20)
             look = {"alpha": 0.35} if window > 1 else {"marker": "o", "markersize": 4}
             axis.plot(steps, values, color=colour, linewidth=1.2, **look)

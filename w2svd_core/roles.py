@@ -20,7 +20,7 @@ import copy
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -46,12 +46,24 @@ class Query:
     condition: Condition
 
 
+@runtime_checkable
+class Carrier(Protocol):
+    """A base that holds adapters beside its layers, because they are not ours to change.
+
+    Every other base has them put into its layers by peft.
+    """
+
+    def carry(self, ranks: Mapping[str, int], /) -> Sequence[Any]:
+        """Add float32 adapters, up = 0, by name and rank; returns what holds them, laid out as peft's `LoraLayer`."""
+        ...
+
+
 class SharedModel:
     """The base and its roles.
 
     Args:
         backbone: the model's family.
-        base: the model; it is frozen here.
+        base: the model, or a `Carrier`; it is frozen here.
         critic_rank: rank of the critic's adapter; 0 for a model that is only sampled from or fine-tuned.
         student_rank: rank of the student's adapter; 0 makes the student a full trainable copy (the papers' figure).
         alpha_weak, alpha_strong: strength of the critic's adapter in the real and the fake score.
@@ -75,10 +87,13 @@ class SharedModel:
         self.base = base.requires_grad_(False)
         self.alpha_weak, self.alpha_strong = alpha_weak, alpha_strong
         self.copy = None if student_rank else copy.deepcopy(base).requires_grad_(True)
-        ranks = {FAKE: critic_rank, GENERATOR: student_rank}
+        ranks = {name: r for name, r in {FAKE: critic_rank, GENERATOR: student_rank}.items() if r}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self._layers = _inject(base, backbone.lora_targets, {name: r for name, r in ranks.items() if r})
+            if isinstance(base, Carrier):
+                self._layers = list(base.carry(ranks))
+            else:
+                self._layers = _inject(base, backbone.lora_targets, ranks)
         self._active: Active = {}
         for layer in self._layers:
             layer._active_adapter = []

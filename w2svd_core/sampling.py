@@ -6,6 +6,7 @@ arXiv 2405.14867, 4.4; ComfyUI calls it `lcm`) forgets that noise and draws a fr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -37,6 +38,11 @@ def advance(
     if fresh is None:
         raise ValueError("the re-noising sampler needs fresh noise at every step")
     return process.noise(x0, fresh, next_sigma)
+
+
+def renewed(implied: Tensor, fresh: Tensor, eta: float) -> Tensor:
+    """Unit noise between what a point holds (eta 0, the Euler step) and fresh (eta 1, the re-noising one)."""
+    return math.sqrt(1 - eta**2) * implied + eta * fresh
 
 
 def walk(

@@ -1,0 +1,168 @@
+"""The model and the clips or prompts of a training, by name: nothing is loaded here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from .compat import CATEGORY, field, io, schema, setting_values, told, widgets
+from .places import NONE, folder_in
+from .sockets import DATASET, MODEL, Dataset, ModelHandle
+
+LOADERS, DATA = f"{CATEGORY}/loaders", f"{CATEGORY}/data"
+SIZE = ("data.frames", "data.height", "data.width", "data.fps")
+PARTS = {"vae": "vae", "text_encoder": "text_encoders", "image_encoder": "clip_vision"}  # setting -> folder of models
+
+
+def model_names() -> list[str]:
+    """Diffusers folders, and single files of diffusion models."""
+    import folder_paths
+
+    files = [name for name in folder_paths.get_filename_list("diffusion_models") if name.endswith(".safetensors")]
+    return [*pipelines(), *files] or [NONE]
+
+
+def pipelines() -> list[str]:
+    """Folders of diffusers pipelines, by name."""
+    import folder_paths
+
+    roots = [Path(root) for root in folder_paths.get_folder_paths("diffusers")]
+    return sorted(
+        {p.name for root in roots if root.is_dir() for p in root.iterdir() if (p / "model_index.json").is_file()}
+    )
+
+
+def model_path(name: str) -> str:
+    """The folder or file of a name of `model_names`.
+
+    Raises:
+        UserError: there is none.
+    """
+    import folder_paths
+
+    from ..w2svd_core.errors import UserError
+
+    if name in pipelines():
+        roots = [Path(root) / name for root in folder_paths.get_folder_paths("diffusers")]
+        return str(next(root for root in roots if root.is_dir()))
+    found = folder_paths.get_full_path("diffusion_models", name) if name in model_names() else None
+    if found is None:
+        raise UserError(
+            f"there is no model {name}; put a diffusers folder into models/diffusers, or a file into "
+            "models/diffusion_models, and choose it in the node"
+        )
+    return str(found)
+
+
+class LoadModel(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        import folder_paths
+
+        def part(setting: str) -> Any:
+            names = [NONE, *folder_paths.get_filename_list(PARTS[setting])]
+            words = f"The {setting.replace('_', ' ')} of a single file; none takes the one in the model's own folder."
+            return field(io.Combo, setting, options=names, default=NONE, tooltip=words)
+
+        return schema(
+            node_id="W2SVD_LoadModel",
+            display_name="Load Video Model (for training)",
+            category=LOADERS,
+            description="Names a model for Train. Its weights load there, and nowhere else.",
+            inputs=[
+                field(
+                    io.Combo,
+                    "model",
+                    options=model_names(),
+                    tooltip="A folder in models/diffusers, or a .safetensors file in models/diffusion_models.",
+                ),
+                *(part(setting) for setting in PARTS),
+                field(
+                    io.Combo,
+                    "tokenizer",
+                    options=[NONE, *pipelines()],
+                    default=NONE,
+                    tooltip="The diffusers folder that holds the tokenizer of a single file's text encoder.",
+                ),
+                *widgets(["model.precision", "model.gradient_checkpointing"]),
+            ],
+            outputs=[MODEL.Output(display_name="model", tooltip="The model for Train, by name.")],
+        )
+
+    @classmethod
+    @told
+    def execute(cls, model: str, tokenizer: str, **given: Any) -> io.NodeOutput:
+        import folder_paths
+
+        from ..w2svd_core.errors import UserError
+
+        settings: dict[str, object] = {"model.encoders": "own", **setting_values(given)}
+        for part, folder in PARTS.items():
+            name = given.get(part, NONE)
+            if name != NONE:
+                found = folder_paths.get_full_path(folder, name)
+                if found is None:
+                    raise UserError(f"models/{folder} holds no file {name}; choose another {part.replace('_', ' ')}")
+                settings[f"model.{part}"] = str(found)
+        if tokenizer != NONE:
+            settings["model.tokenizer"] = model_path(tokenizer)
+        return io.NodeOutput(ModelHandle(model_path(model), settings))
+
+
+class DatasetFromFolder(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="W2SVD_DatasetFromFolder",
+            display_name="Clips from Folder",
+            category=DATA,
+            description="Clips with captions to train on: a folder in ComfyUI's input folder, or drawn portraits.",
+            inputs=[
+                field(
+                    io.String,
+                    "folder",
+                    default="portraits",
+                    tooltip="A folder inside ComfyUI's input folder with "
+                    "videos and a .txt caption beside each; portraits draws talking heads instead.",
+                ),
+                *widgets([*SIZE, "data.clips", "data.buckets", "data.min_frames"]),
+            ],
+            outputs=[DATASET.Output(display_name="dataset", tooltip="What Train learns on, by name.")],
+        )
+
+    @classmethod
+    @told
+    def execute(cls, folder: str, **given: Any) -> io.NodeOutput:
+        place = folder if folder == "portraits" else str(folder_in("input", folder))
+        return io.NodeOutput(Dataset({"data.folder": place, **setting_values(given)}))
+
+
+class PromptSet(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="W2SVD_PromptSet",
+            display_name="Prompts Only",
+            category=DATA,
+            description="Prompts to distil on without clips: the student walks its own path from noise.",
+            inputs=[
+                field(
+                    io.String, "prompts", multiline=True, default="a person, talking", tooltip="A prompt in each line."
+                ),
+                *widgets(SIZE),
+            ],
+            outputs=[DATASET.Output(display_name="dataset", tooltip="What Train learns on, by name.")],
+        )
+
+    @classmethod
+    @told
+    def execute(cls, prompts: str, **given: Any) -> io.NodeOutput:
+        from ..w2svd_core.errors import UserError
+
+        lines = tuple(line.strip() for line in prompts.splitlines() if line.strip())
+        if not lines:
+            raise UserError("there is no prompt; write one in each line")
+        return io.NodeOutput(Dataset(setting_values(given), lines))
+
+
+NODES: list[type[io.ComfyNode]] = [LoadModel, DatasetFromFolder, PromptSet]

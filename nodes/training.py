@@ -1,0 +1,221 @@
+"""The training in the graph: a recipe out of sockets and widgets, a run folder, and what comes out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .compat import CATEGORY, field, io, schema, setting_values, told, widgets
+from .places import run_folder
+from .sockets import DATASET, MODEL, RECIPE, SHIFT, Dataset, ModelHandle, Shift, Values
+
+if TYPE_CHECKING:
+    from ..w2svd_core.settings import Recipe
+
+HERE = f"{CATEGORY}/training"
+SHIFTED = ("matching.alpha_weak", "matching.alpha_strong")
+SETTINGS = (
+    *("train.steps", "train.batch", "student.rank", "student.lr", "student.ema", "student.sampler", "student.sigmas"),
+    *("critic.rank", "critic.lr", "critic.updates", "critic.warmup", "matching.guidance_scale", "matching.score_law"),
+    *("matching.score_shift", "rollout.source", "rollout.reuse", "train.lr_decay", "train.checkpoint_every"),
+    *("train.sample_every", "seed"),
+)
+FOLDED = SETTINGS[9:-1]
+BASES = {"bundled": "portraits", "own": "wan_t2v_1_3b"}  # whose other settings a training has
+
+
+class RealShift(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="W2SVD_RealShift",
+            display_name="Weak-Weight Real-DiT Shift",
+            category=HERE,
+            description="How much of the critic's adapter is in the real score: 0.25 is W2SVD's, 0 is DMD2.",
+            inputs=widgets(SHIFTED),
+            outputs=[SHIFT.Output(display_name="shift", tooltip="The shift, for Train.")],
+        )
+
+    @classmethod
+    @told
+    def execute(cls, **given: Any) -> io.NodeOutput:
+        return io.NodeOutput(Shift(setting_values(given)))
+
+
+class DistillSettings(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        from ..w2svd_core.config import load_recipe
+        from ..w2svd_core.options import value_of
+
+        portraits = load_recipe("portraits")
+        return schema(
+            node_id="W2SVD_DistillSettings",
+            display_name="Distill Settings",
+            category=HERE,
+            description="How to train. The defaults are those of the portraits recipe.",
+            inputs=widgets(SETTINGS, {key: value_of(portraits, key) for key in SETTINGS}, advanced=FOLDED),
+            outputs=[RECIPE.Output(display_name="settings", tooltip="The settings, for Train.")],
+        )
+
+    @classmethod
+    @told
+    def execute(cls, **given: Any) -> io.NodeOutput:
+        return io.NodeOutput(Values(setting_values(given)))
+
+
+class Train(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="W2SVD_Train",
+            display_name="Distil (Train)",
+            category=HERE,
+            description="Distils the model into a few steps. Cancel saves, the same inputs go on, and a finished run "
+            "is read from disk. The run folder in output/w2svd holds the recipe for python -m w2svd_core.train.",
+            is_output_node=True,
+            inputs=[
+                field(MODEL, "model", tooltip="The model to distil, from Load Video Model or Portrait Model."),
+                field(DATASET, "dataset", tooltip="Clips or prompts to distil on."),
+                field(io.String, "name", default="portraits", tooltip="Name of the run folder in output/w2svd."),
+                field(SHIFT, "shift", optional=True, tooltip="Weak-weight shift; without it 0.25."),
+                field(RECIPE, "settings", optional=True, tooltip="Distill Settings; without them the recipe's own."),
+            ],
+            outputs=[
+                io.LoraModel.Output(
+                    display_name="lora", tooltip="The few-step student, for core's LoRA nodes and Save LoRA."
+                ),
+                io.Sigmas.Output(display_name="sigmas", tooltip="The noise levels that the student was trained for."),
+                io.LossMap.Output(display_name="losses", tooltip="The student's loss of each step."),
+                io.Image.Output(display_name="samples", tooltip="The last sample clips, one after another."),
+                io.String.Output(
+                    display_name="run folder", tooltip="The folder of the run, with its recipe and report."
+                ),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    @told
+    def execute(
+        cls, model: ModelHandle, dataset: Dataset, name: str, shift: Shift | None = None, settings: Values | None = None
+    ) -> io.NodeOutput:
+        import torch
+
+        folder = run_folder(name)
+        recipe = recipe_of(model, dataset, folder, shift, settings)
+        if dataset.prompts:
+            write_prompts(folder, dataset.prompts)
+        with torch.inference_mode(False), torch.enable_grad():
+            train(recipe, folder, str(cls.hidden.unique_id))
+        return io.NodeOutput(*made(folder), str(folder))
+
+
+def recipe_of(
+    model: ModelHandle, dataset: Dataset, folder: Path, shift: Shift | None, settings: Values | None
+) -> Recipe:
+    """The recipe that the node's inputs mean.
+
+    Raises:
+        UserError: they do not fit together.
+    """
+    from ..w2svd_core.config import load_recipe
+
+    encoders = str(model.settings.get("model.encoders", "bundled"))
+    values: dict[str, object] = {"model.path": model.path, **model.settings, **dataset.settings}
+    for part in (settings, shift):
+        values |= part.settings if part else {}
+    if dataset.prompts:
+        values["data.prompts"] = str(folder / "prompts.txt")
+    fixed = {"name": "graph", "evaluate.clips": 0, "train.tracker": "none"}
+    return load_recipe(BASES[encoders], {**values, **fixed})
+
+
+def train(recipe: Recipe, folder: Path, node_id: str) -> None:
+    """Do the run of a recipe in a folder, or what is left of it; nothing for a finished one.
+
+    Raises:
+        UserError: the folder holds a run of another recipe, or something does not serve.
+        InterruptProcessingException: Cancel; the state is saved.
+    """
+    import comfy.model_management as management
+
+    from ..w2svd_core.config import recipe_to_yaml
+    from ..w2svd_core.errors import UserError
+    from ..w2svd_core.job import carry_out
+    from ..w2svd_core.run import RunFolder, anchored
+    from ..w2svd_core.students import FOLDER, NATIVE
+
+    if RunFolder.is_one(folder):
+        if recipe_to_yaml(RunFolder.open(folder).recipe()) != recipe_to_yaml(anchored(recipe)):
+            raise UserError(
+                f"the run {folder.name} was made with other inputs; give this one another name, or set them back"
+            )
+        if (folder / FOLDER / NATIVE).is_file():
+            return
+    watch = watch_of(recipe, folder, node_id)
+    management.unload_all_models()
+    management.soft_empty_cache()
+    prepare_for(recipe, folder, watch)
+    code = carry_out(recipe, folder, watch)
+    management.soft_empty_cache()
+    if code:
+        raise management.InterruptProcessingException
+
+
+def write_prompts(folder: Path, prompts: tuple[str, ...]) -> None:
+    """Put the prompts where the recipe looks for them, unless a run of others is there."""
+    from ..w2svd_core.errors import UserError
+    from ..w2svd_core.files import write_text
+
+    path, text = folder / "prompts.txt", "".join(f"{prompt}\n" for prompt in prompts)
+    if path.is_file() and path.read_text(encoding="utf-8") != text:
+        raise UserError(
+            f"the run {folder.name} was made with other prompts; give this one another name, or set them back"
+        )
+    write_text(path, text)
+
+
+def watch_of(recipe: Recipe, folder: Path, node_id: str) -> Any:
+    from .progress import NodeWatch
+
+    return NodeWatch(node_id, folder, recipe.data.fps)
+
+
+def prepare_for(recipe: Recipe, folder: Path, watch: Any) -> None:
+    """Encode what a model's own encoders must have encoded before a training."""
+    from ..w2svd_core.assembly import encoder_source
+    from ..w2svd_core.data.prepare import prepare
+    from ..w2svd_core.loading import device
+
+    if recipe.model.encoders == "own":
+        prepare(recipe.data, encoder_source(recipe.model, device()), watch)
+
+
+def made(folder: Path) -> tuple[Any, Any, Mapping[str, list[float]], Any]:
+    """What a finished run hands out: LORA_MODEL, SIGMAS, LOSS_MAP and the last samples as IMAGE."""
+    import torch
+
+    from ..w2svd_core.data.video import read_video
+    from ..w2svd_core.files import read_safetensors
+    from ..w2svd_core.lora_files import LoraMetadata
+    from ..w2svd_core.run import RunFolder
+    from ..w2svd_core.students import FOLDER, NATIVE
+    from .native_lora import LoraModel
+
+    path = folder / FOLDER / NATIVE
+    tensors, header = read_safetensors(path)
+    about = LoraMetadata.from_strings(header, path)
+    run = RunFolder.open(folder)
+    sigmas = torch.tensor(about.default.sigmas if about else run.recipe().student.sigmas, dtype=torch.float32)
+    losses = [row["student/loss"] for row in run.metrics() if "student/loss" in row]
+    if len(set(losses)) < 2:  # core's plot divides by their range
+        losses = [*losses, 0.0, 1e-9]
+    clips = [
+        torch.from_numpy(read_video(file)).float() / 255 for file in sorted((folder / "samples").glob("student-*.mp4"))
+    ]
+    return LoraModel(tensors, about), sigmas, {"loss": losses}, torch.cat(clips)
+
+
+NODES: list[type[io.ComfyNode]] = [RealShift, DistillSettings, Train]

@@ -1,0 +1,252 @@
+"""What comes into a training of a MODEL and goes out of it: sockets, files, 8 bits, other models than Wan."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from native_tiny import (
+    SIGMA,
+    asked,
+    clips,
+    conditioning,
+    latent,
+    learned,
+    loaded,
+    native,
+    native_roles,
+    new_hunyuan,
+    new_twin,
+    scaled_twin,
+    shaken_adapters,
+    small_recipe,
+    sockets,
+)
+from torch import Tensor, nn
+from torch.nn.functional import pad
+from wan_kinds import by_hand, condition_of, points_of
+
+from w2svd_core.backbones import backbone
+from w2svd_core.condition import Condition
+from w2svd_core.errors import UserError
+from w2svd_core.lora_files import base_hash, read_lora
+
+
+def test_sockets_become_the_training_set_of_headless(patcher: Any) -> None:
+    data = clips()
+    found = sockets(patcher, data)
+    latents, condition = found.batch([0, 1, 2, 3], torch.device("cpu"))
+    torch.testing.assert_close(latents, data.latents, atol=1e-5, rtol=1e-5)
+    assert torch.equal(condition.fields["c_crossattn"], native(data.condition).fields["c_crossattn"])
+    assert torch.equal(found.null.fields["c_crossattn"], native(data.null).fields["c_crossattn"])
+    assert found.captions == data.captions
+    assert not latents.is_inference() and not condition.fields["c_crossattn"].is_inference()
+
+
+def test_clips_of_two_sizes_make_buckets_and_prompts_alone_a_set(patcher: Any) -> None:
+    from w2svd_core.backbones.comfy import native_data
+
+    data = clips()
+    both = [latent(patcher, data.latents[:2]), latent(patcher, data.latents[2:, :, :2])]
+    (negative,) = conditioning(data.null)
+    found = native_data(patcher, both, conditioning(data.condition), negative)
+    assert len(found) == 4 and {found.shape([row])[1] for row in range(4)} == {2, 3}
+    for place in range(0, 20, 2):
+        latents, condition = found.batch(found.rows(place, 2, 0), torch.device("cpu"))
+        assert latents is not None and len(latents) == len(condition) == 2
+    alone = native_data(patcher, [], conditioning(data.condition), negative, shape=(16, 3, 4, 4))
+    assert len(alone) == 4 and alone.shape([0]) == (16, 3, 4, 4) and alone.batch([0], torch.device("cpu"))[0] is None
+    one = native_data(patcher, both[:1], conditioning(data.condition)[:1], negative)
+    assert len(one) == 2
+
+
+def test_what_does_not_fit_is_said_in_one_sentence(patcher: Any) -> None:
+    from w2svd_core.backbones.comfy import NativeSource, native_data, native_job
+
+    data = clips()
+    (negative,), all_of = conditioning(data.null), conditioning(data.condition)
+    good = latent(patcher, data.latents)
+    with pytest.raises(UserError, match="4 clips and 3 conditions"):
+        native_data(patcher, [good], all_of[:3], negative)
+    with pytest.raises(UserError, match="takes latents of 16 channels, a clip has 8"):
+        native_data(patcher, [{"samples": torch.zeros(1, 8, 3, 4, 4)}], all_of[:1], negative)
+    with pytest.raises(UserError, match="holds no video"):
+        native_data(patcher, [{"samples": torch.zeros(1, 16, 4, 4)}], all_of[:1], negative)
+    short = [[[torch.zeros(1, 3, 4096), {}]]]
+    with pytest.raises(UserError, match="3 to 5 tokens"):
+        native_data(patcher, [good], short, negative)
+    with (
+        pytest.raises(UserError, match="trains a LoRA"),
+        native_job(patcher, small_recipe(**{"student.kind": "full"}), sockets(patcher, data), NativeSource(patcher)),
+    ):
+        pass
+
+
+def test_the_lora_loads_in_comfyui_whole_and_acts_as_the_student(
+    patcher: Any, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    import comfy.sd
+
+    from w2svd_core.backbones.comfy import NativeSource, lora_model, native_job
+
+    x, condition = points_of("t2v"), native(condition_of("t2v", 2))
+    with native_job(patcher, small_recipe(), sockets(patcher, clips()), NativeSource(patcher)) as job:
+        shaken_adapters(job.model)
+        lora = lora_model(job)
+        with torch.no_grad():
+            expected = job.model.predict_x0("generator", x, SIGMA, condition)
+    assert len(lora) == 3 * 20 and all(key.startswith("diffusion_model.blocks.") for key in lora)
+    with torch.inference_mode():
+        with_lora, _ = comfy.sd.load_lora_for_models(patcher, None, lora, 1.0, 0.0)
+    assert len(with_lora.patches) == 20 and "not loaded" not in caplog.text
+    torch.testing.assert_close(asked(with_lora, x, SIGMA, condition), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_whole_run_and_its_resume(twin: tuple[nn.Module, Path], patcher: Any, tmp_path: Path) -> None:
+    from w2svd_core import job as run
+    from w2svd_core.backbones.comfy import NativeSource, native_job, settings_of
+
+    recipe = small_recipe(**settings_of(patcher), **{"train.steps": 2})
+    run_folder = tmp_path / "run"
+
+    def go(stop_after: int) -> tuple[int, dict[str, Tensor]]:
+        from w2svd_core.watch import Terminal
+
+        class Stopped(Terminal):
+            rounds = 0
+
+            def stop(self) -> bool:
+                self.rounds += 1
+                return self.rounds >= stop_after
+
+        with native_job(patcher, recipe, sockets(patcher, clips()), NativeSource(patcher)) as job:
+            code = run.carry_out(recipe, run_folder, Stopped(quiet=True), make=lambda *_: job)
+            return code, {name: p.detach().clone() for name, p in job.model.parameters("generator").items()}
+
+    assert go(1)[0] == 130
+    code, resumed = go(99)
+    assert code == 0 and (run_folder / "student" / "student_comfyui.safetensors").is_file()
+    pairs, metadata = read_lora(run_folder / "student" / "student_comfyui.safetensors", backbone("wan").keys)
+    assert len(pairs) == 20 and metadata is not None
+    assert metadata.base_hash == base_hash(twin[0])
+    run_folder = tmp_path / "at once"
+    code, at_once = go(99)
+    assert code == 0 and all(torch.equal(resumed[name], at_once[name]) for name in at_once)
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_an_8_bit_base_trains(twin: tuple[nn.Module, Path], scaled: bool) -> None:
+    eight = loaded(scaled_twin(twin[1])) if scaled else loaded(twin[1], dtype=torch.float8_e4m3fn)
+    x, condition = points_of("t2v"), native(condition_of("t2v", 2))
+    before = asked(eight, x, SIGMA, condition)
+    for _ in range(2):
+        with native_roles(eight, checkpointing=True) as shared:
+            with torch.no_grad():
+                found = shared.predict_x0("teacher", x, SIGMA, condition)
+            torch.testing.assert_close(found, before, atol=1e-5, rtol=1e-5)
+            shaken_adapters(shared)
+            grads = learned(shared, "generator", x, condition)
+            assert len(base_hash(shared.base_state())) == 64
+        assert len(grads) == 40 and all(grad.isfinite().all() and grad.any() for grad in grads.values())
+        assert torch.equal(asked(eight, x, SIGMA, condition), before)
+
+
+def test_image_to_video_answers_as_headless(tmp_path: Path) -> None:
+    from w2svd_core.backbones.comfy import native_data
+
+    model, path = new_twin(tmp_path, "i2v", image_dim=1280, added_kv_proj_dim=128)
+    patcher, x, condition = loaded(path), points_of("i2v"), condition_of("i2v", 2)
+    seen = torch.randn(2, 7, 1280, generator=torch.Generator().manual_seed(3))
+    condition = Condition({**condition.fields, "image": seen})
+    text = pad(native(condition).fields["c_crossattn"], (0, 0, 0, 512 - 5))  # as ComfyUI's text encoder pads it
+    entries = []
+    with torch.inference_mode():
+        given = torch.ones(1, 1, 3, 4, 4)
+        given[:, :, 0] = 0
+        for row in range(2):
+            start = patcher.model.latent_format.process_out(condition.fields["start"][row : row + 1].clone())
+            clip = SimpleNamespace(penultimate_hidden_states=seen[row : row + 1].clone())
+            about = {"concat_latent_image": start, "concat_mask": given.clone(), "clip_vision_output": clip}
+            entries.append([[text[row : row + 1].clone(), about]])
+    data = native_data(patcher, [latent(patcher, x)], entries, [[torch.zeros(1, 512, 4096), {}]])
+    assert data.null.fields.keys() == {"c_crossattn"}
+    _, fields = data.batch([0, 1], torch.device("cpu"))
+    with native_roles(patcher, checkpointing=True) as shared:
+        found = shared.predict("generator", x, SIGMA, fields)
+        torch.testing.assert_close(found, by_hand(model, x, SIGMA, condition), atol=1e-4, rtol=1e-4)
+        assert len(learned(shared, "generator", x, fields)) == 48
+        assert base_hash(shared.base_state()) == base_hash(model)
+
+
+def test_a_model_with_names_of_its_own_trains_exactly_and_its_lora_loads() -> None:
+    import comfy.sd
+
+    from w2svd_core.backbones.comfy import native_data
+    from w2svd_core.lora_files import native_tensors, pairs_from_peft
+
+    patcher, x = new_hunyuan(), points_of("t2v")
+    rng = torch.Generator().manual_seed(4)
+    entries = [
+        [[torch.randn(1, 6, 24, generator=rng), {"pooled_output": torch.randn(1, 12, generator=rng), "guidance": 4.0}]]
+        for _ in range(3)
+    ]
+    data = native_data(patcher, [latent(patcher, x)], entries[:2], entries[2])
+    _, condition = data.batch([0, 1], torch.device("cpu"))
+    assert condition.fields.keys() == {"c_crossattn", "y", "guidance"}
+    before = asked(patcher, x, SIGMA, condition)
+    plain: dict[str, Tensor] = {}
+    for checkpointing in (False, True):
+        with native_roles(patcher, checkpointing=checkpointing) as shared:
+            shaken_adapters(shared)
+            with torch.no_grad():
+                teacher = shared.predict_x0("teacher", x, SIGMA, condition)
+                student = shared.predict_x0("generator", x, SIGMA, condition)
+            torch.testing.assert_close(teacher, before, atol=1e-5, rtol=1e-5)
+            found = learned(shared, "generator", x, condition)
+            plain = plain or found  # without checkpointing autograd itself minds what was added to in place
+            assert all(torch.equal(found[name], plain[name]) for name in plain) and len(plain) == 20
+            lora = native_tensors(pairs_from_peft(shared.base, "generator"), shared.backbone.keys)
+    with torch.inference_mode():
+        with_lora, _ = comfy.sd.load_lora_for_models(patcher, None, lora, 1.0, 0.0)
+    assert len(with_lora.patches) == 10 and len(lora) == 30
+    torch.testing.assert_close(asked(with_lora, x, SIGMA, condition), student, atol=1e-4, rtol=1e-4)
+    assert torch.equal(asked(patcher, x, SIGMA, condition), before)
+
+
+def test_a_vae_socket_is_the_codec_of_a_run(patcher: Any) -> None:
+    from w2svd_core.backbones.comfy import NativeSource
+
+    class Vae:
+        """One pixel to a latent cell, of its first three channels."""
+
+        def decode(self, samples: Tensor) -> Tensor:
+            return samples[:, :3].movedim(1, -1).sigmoid()
+
+    latents = clips().latents
+    codec = NativeSource(patcher, Vae()).load_codec()
+    expected = patcher.model.latent_format.process_out(latents)[:, :3].sigmoid() * 2 - 1
+    torch.testing.assert_close(codec.decode(latents), expected)
+    assert codec.geometry.channels == 16 and codec.geometry.latent_shape(9, 32, 32) == (16, 3, 4, 4)
+    with pytest.raises(UserError, match="without a VAE"):
+        NativeSource(patcher).load_codec()
+
+
+def test_a_model_that_is_not_flow_matching_is_refused(patcher: Any) -> None:
+    import comfy.model_sampling
+
+    class Noise(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sampling.EPS):  # type: ignore[misc, name-defined]
+        pass
+
+    other = patcher.clone()
+    other.add_object_patch("model_sampling", Noise())
+    with pytest.raises(UserError, match="no flow-matching model"), native_roles(other):
+        pass
+
+
+def test_diffusers_and_native_answer_alike_in_the_graph(twin: tuple[nn.Module, Path], patcher: Any) -> None:
+    x, condition = points_of("t2v"), condition_of("t2v", 2)
+    expected = x - SIGMA.view(-1, 1, 1, 1, 1) * by_hand(twin[0], x, SIGMA, condition)
+    torch.testing.assert_close(asked(patcher, x, SIGMA, native(condition)), expected, atol=1e-4, rtol=1e-4)
