@@ -186,7 +186,7 @@ def distil_clips(kinds: dict[str, Kind]) -> Flow:
     loading = flow.group(
         "1. Model and clips",
         "Put the model's diffusers folder (Wan2.1-T2V-1.3B-Diffusers) into models/diffusers, or choose single files, "
-        "and videos with a .txt caption beside each into input/clips. A GPU with 24 GB is what this is meant for.",
+        "and videos with a .txt caption beside each into input/clips.",
     )
     model = _trained_model(loading)
     sizes = {"data_frames": 81, "data_height": 480, "data_width": 832, "data_fps": 16.0}

@@ -90,6 +90,7 @@ class Group:
     flow: Flow
     title: str
     note: str
+    below: bool = False  # begins a new row
     columns: list[list[Node]] = field(default_factory=list)
 
     def column(self) -> Group:
@@ -140,9 +141,9 @@ class Flow:
     nodes: list[Node] = field(default_factory=list)
     groups: list[Group] = field(default_factory=list)
 
-    def group(self, title: str, note: str) -> Group:
-        """A new group, right of the last one."""
-        self.groups.append(Group(self, title, note))
+    def group(self, title: str, note: str, below: bool = False) -> Group:
+        """A new group, right of the last one, or `below` it."""
+        self.groups.append(Group(self, title, note, below))
         return self.groups[-1]
 
     # ---- API format
@@ -238,7 +239,7 @@ class Flow:
         for number, group in enumerate(self.groups):
             widths = [max(node.width for node in column) for column in group.columns]
             wide = sum(widths) + GAP * (len(widths) - 1)
-            if left and left + wide > ROW_OF_GROUPS:
+            if group.below or (left and left + wide > ROW_OF_GROUPS):
                 left, top = 0, lowest + 2 * GAP
             note_high = 60 + 22 * sum(1 + len(line) // (wide // 8) for line in group.note.splitlines())
             x, below = left, top + TITLE + GAP + note_high + GAP

@@ -69,7 +69,7 @@ def distil(kinds: dict[str, Kind]) -> Flow:
     settings = loading.column().add("W2SVD_DistillSettings", width=380)
     training = flow.group(
         "2. Train",
-        "Minutes. The node shows a preview, losses and the time that is left; **Cancel** saves, and Run goes on from "
+        "The node shows a preview, losses and the time that is left; **Cancel** saves, and Run goes on from "
         "there. A run that is finished is read from output/w2svd instead of being made again. The same recipe runs "
         "with python -m w2svd_core.train.",
     )
@@ -84,7 +84,9 @@ def distil(kinds: dict[str, Kind]) -> Flow:
     )
     training.column().add("W2SVD_PlotLoss", width=460, losses=train.out("losses"))
     training.add("W2SVD_SaveLoRA", width=460, lora=train.out("lora"), name="w2svd/portraits", if_exists="replace")
-    asking = flow.group("3. Prompt and noise", "The same for teacher and student, so that only the steps differ.")
+    asking = flow.group(
+        "3. Prompt and noise", "The same for teacher and student, so that only the steps differ.", below=True
+    )
     prompt = asking.add("W2SVD_PortraitPrompt", text=WORDS)
     latent = asking.add("W2SVD_PortraitLatent", batch_size=4)
     noise = asking.add("W2SVD_Noise", seed=1000000)
