@@ -7,7 +7,7 @@ import logging
 
 from .compat import ComfyExtension, io
 
-MODULES = ("portraits", "data", "training", "lora", "sampling", "evaluation")
+MODULES = ("portraits", "data", "encoded", "training", "lora", "sampling", "evaluation")
 LOG = logging.getLogger(__name__)
 
 
@@ -33,7 +33,7 @@ def nodes_of(module: str) -> list[type[io.ComfyNode]]:
     try:
         found: list[type[io.ComfyNode]] = importlib.import_module(f".{module}", __package__).NODES
         for node in found:
-            node.define_schema()
+            node.GET_SCHEMA()  # what ComfyUI calls, which checks more than define_schema
     except Exception as error:  # whatever is broken there, the other modules go on
         reason = " ".join(str(error).split()) or type(error).__name__
         LOG.warning("W2SVD: the nodes of nodes/%s.py are off (%s); pip install -r requirements.txt", module, reason)

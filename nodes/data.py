@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .compat import CATEGORY, field, io, schema, setting_values, told, widgets
-from .places import NONE, folder_in
+from .places import NONE, PORTRAITS, folder_in, input_stamp
 from .sockets import DATASET, MODEL, Dataset, ModelHandle
 
 LOADERS, DATA = f"{CATEGORY}/loaders", f"{CATEGORY}/data"
@@ -121,7 +121,7 @@ class DatasetFromFolder(io.ComfyNode):
                 field(
                     io.String,
                     "folder",
-                    default="portraits",
+                    default=PORTRAITS,
                     tooltip="A folder inside ComfyUI's input folder with "
                     "videos and a .txt caption beside each; portraits draws talking heads instead.",
                 ),
@@ -131,10 +131,13 @@ class DatasetFromFolder(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, folder: str | None = None, **_: Any) -> str:
+        return input_stamp(folder)
+
+    @classmethod
     @told
     def execute(cls, folder: str, **given: Any) -> io.NodeOutput:
-        place = folder if folder == "portraits" else str(folder_in("input", folder))
-        return io.NodeOutput(Dataset({"data.folder": place, **setting_values(given)}))
+        return io.NodeOutput(Dataset({"data.folder": clip_place(folder), **setting_values(given)}))
 
 
 class PromptSet(io.ComfyNode):
@@ -157,12 +160,30 @@ class PromptSet(io.ComfyNode):
     @classmethod
     @told
     def execute(cls, prompts: str, **given: Any) -> io.NodeOutput:
-        from ..w2svd_core.errors import UserError
+        return io.NodeOutput(Dataset(setting_values(given), prompt_lines(prompts)))
 
-        lines = tuple(line.strip() for line in prompts.splitlines() if line.strip())
-        if not lines:
-            raise UserError("there is no prompt; write one in each line")
-        return io.NodeOutput(Dataset(setting_values(given), lines))
+
+def clip_place(folder: str) -> str:
+    """`data.folder` of a folder inside ComfyUI's input folder, or the drawn portraits.
+
+    Raises:
+        UserError: as `folder_in`.
+    """
+    return folder if folder == PORTRAITS else str(folder_in("input", folder))
+
+
+def prompt_lines(text: str) -> tuple[str, ...]:
+    """The prompts of a text, one in each line that is not empty.
+
+    Raises:
+        UserError: there is none.
+    """
+    from ..w2svd_core.errors import UserError
+
+    lines = tuple(line.strip() for line in text.splitlines() if line.strip())
+    if not lines:
+        raise UserError("there is no prompt; write one in each line")
+    return lines
 
 
 NODES: list[type[io.ComfyNode]] = [LoadModel, DatasetFromFolder, PromptSet]

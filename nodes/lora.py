@@ -55,12 +55,12 @@ def read_for(model: Any, name: str, lora: Mapping[str, Tensor] | None) -> Native
     Raises:
         UserError: both, or none; or as `read_native`.
     """
-    keys = family_keys(model)
     if lora is None:
-        return read_native(lora_file(name), keys, name)
+        path = lora_file(name)
+        return read_native(path, family_keys(model), name)
     if name not in ("", NONE):
         raise UserError(f"there are two LoRAs, {name} and the one on lora_model; choose none as the file, or unlink")
-    return of_socket(lora, keys)
+    return of_socket(lora, family_keys(model))
 
 
 class LoadFewStepLora(io.ComfyNode):

@@ -1,7 +1,13 @@
-"""Files that a node reads or writes: by name, inside ComfyUI's own folders and nowhere else."""
+"""Files that a node reads or writes: by name, inside ComfyUI's own folders and nowhere else.
+
+Links: people keep models in one place and link them into `models/`, so a model file that ComfyUI lists is read wherever
+its links lead. Nothing is written through a link that leads out of its folder, and nothing in the input and output
+folders is read through one.
+"""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path, PureWindowsPath
 
 from ..w2svd_core.errors import UserError
@@ -9,6 +15,8 @@ from ..w2svd_core.errors import UserError
 NONE = "none"  # the choice of a list that names no file
 LORAS = "loras"
 SUFFIX = ".safetensors"
+NOT_NAMES = frozenset({"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in range(1, 10))})
+PORTRAITS = "portraits"  # the folder of clips that is drawn, not read
 
 
 def lora_names() -> list[str]:
@@ -37,10 +45,35 @@ def lora_file(name: str) -> Path:
 def lora_stamp(name: str | None) -> str:
     """Changes when the file does, so that a node that has read it runs again; "" for no file."""
     try:
-        about = lora_file(name or NONE).stat()
-    except (UserError, OSError):
+        return stamp_of(lora_file(name or NONE))
+    except UserError:
         return ""
-    return f"{name} {about.st_mtime_ns} {about.st_size}"
+
+
+def input_stamp(name: str | None) -> str:
+    """Changes when a file in a folder of ComfyUI's input folder does; "" for no folder, and for drawn clips."""
+    try:
+        return "" if name in (None, "", PORTRAITS) else stamp_of(folder_in("input", str(name)))
+    except UserError:
+        return ""
+
+
+def stamp_of(path: Path) -> str:
+    """Changes when a file does, or any file in a folder: names, times and sizes; "" where there is nothing."""
+    from ..w2svd_core.hashing import value_hash
+
+    files = (
+        [path] if path.is_file() else sorted(Path(place, name) for place, _, names in os.walk(path) for name in names)
+    )
+    found = [[str(file), about.st_mtime_ns, about.st_size] for file in files if (about := _stat(file)) is not None]
+    return value_hash(found) if found else ""
+
+
+def _stat(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except OSError:  # gone by now, or a link to nothing
+        return None
 
 
 def new_lora_file(name: str, replace: bool) -> Path:
@@ -51,23 +84,26 @@ def new_lora_file(name: str, replace: bool) -> Path:
         replace: take the place of a file that is there already; otherwise a number is added to the name.
 
     Raises:
-        UserError: as `inside`.
+        UserError: as `inside`, or a folder has this name.
     """
     import folder_paths
 
-    path = inside(Path(folder_paths.get_folder_paths(LORAS)[0]), name.removesuffix(SUFFIX) + SUFFIX)
+    root = Path(folder_paths.get_folder_paths(LORAS)[0])
+    path = _named(root, name.strip().removesuffix(SUFFIX) + SUFFIX)
     stem, number = path.stem, 1
-    while path.exists() and not replace:
+    while not replace and os.path.lexists(path):
         number += 1
         path = path.with_name(f"{stem}_{number}{SUFFIX}")
-    return path
+    if path.is_dir() and not path.is_symlink():
+        raise UserError(f"{name!r} is a folder in {root.name}; write another name")
+    return _kept_in(root, path, name)
 
 
 def folder_in(kind: str, name: str) -> Path:
     """An existing folder inside ComfyUI's input or output folder.
 
     Raises:
-        UserError: as `inside`, or there is none.
+        UserError: as `inside`, there is none, or a link in it leads out.
     """
     import folder_paths
 
@@ -75,6 +111,7 @@ def folder_in(kind: str, name: str) -> Path:
     path = inside(root, name)
     if not path.is_dir():
         raise UserError(f"ComfyUI's {kind} folder holds no folder {name}; check its name")
+    _check_links(root, path)
     return path
 
 
@@ -82,11 +119,16 @@ def run_folder(name: str) -> Path:
     """The run folder of a name: in ComfyUI's output folder, whether it is there or not.
 
     Raises:
-        UserError: as `inside`.
+        UserError: as `inside`, a file has this name, or a link in it leads out.
     """
     import folder_paths
 
-    return inside(Path(folder_paths.get_output_directory()) / "w2svd", name)
+    output = Path(folder_paths.get_output_directory())
+    path = _kept_in(output, inside(output / "w2svd", name), name)
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{name!r} is a file in output/w2svd; give the run another name")
+    _check_links(output, path)
+    return path
 
 
 def inside(folder: Path, name: str) -> Path:
@@ -95,11 +137,40 @@ def inside(folder: Path, name: str) -> Path:
     Raises:
         UserError: the name is empty or absolute, or leads out of the folder, be it by dots or by a link.
     """
+    return _kept_in(folder, _named(folder, name), name)
+
+
+def _named(folder: Path, name: str) -> Path:
+    """As `inside`, by the name alone."""
     parts = PureWindowsPath(name.strip())  # it takes both kinds of slashes, and knows drives
     stem = parts.name.removesuffix(SUFFIX)
-    if not stem.strip(". ") or any(sign in name for sign in '\0:*?"<>|'):
-        raise UserError(f"{name!r} is no name for a file; write letters and digits, such as portraits/four_steps")
-    path = folder.joinpath(*parts.parts) if not parts.anchor and ".." not in parts.parts else None
-    if path is None or not path.resolve().is_relative_to(folder.resolve()):
+    plain = name.strip().isprintable() and not any(sign in name for sign in ':*?"<>|')
+    if parts.anchor or ".." in parts.parts:
         raise UserError(f"{name!r} leads out of {folder.name}; write a name without .. or a leading slash")
+    if not plain or not stem.strip(". ") or any(part.split(".")[0].upper() in NOT_NAMES for part in parts.parts):
+        raise UserError(f"{name!r} is no name for a file; write letters and digits, such as portraits/four_steps")
+    return folder.joinpath(*parts.parts)
+
+
+def _kept_in(folder: Path, path: Path, name: str) -> Path:
+    """The path, if no link leads it out of the folder."""
+    if not _stays(folder, path):
+        raise UserError(f"{name!r} leads out of {folder.name} by a link; write another name, or take the link away")
     return path
+
+
+def _check_links(root: Path, folder: Path) -> None:
+    """Refuse a link anywhere in a folder that leads out of the root."""
+    for place, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            path = Path(place, name)
+            if path.is_symlink() and not _stays(root, path):
+                shown = path.relative_to(root).as_posix()
+                raise UserError(f"the link {shown} leads out of {root.name}; put what it points to there instead")
+
+
+def _stays(folder: Path, path: Path) -> bool:
+    try:
+        return path.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError):  # links in a circle
+        return False

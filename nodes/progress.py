@@ -1,4 +1,4 @@
-"""A run as a node shows it: the progress bar with a preview, a line of text, and Cancel."""
+"""Work as a node shows it: the progress bar, with a preview of a run, a line of text, and Cancel."""
 
 from __future__ import annotations
 
@@ -11,21 +11,18 @@ from typing import Any
 EVERY = 0.5  # seconds between two lines of text
 
 
-class NodeWatch:
-    """A `w2svd_core.watch.Watch` for one node.
+class NodeProgress:
+    """How far a node is: its bar, its line of text, and Cancel.
 
     Args:
         node_id: of the node that runs.
-        folder: of the run; the last clips are kept there.
-        fps: of the clips.
     """
 
-    def __init__(self, node_id: str, folder: Path, fps: float) -> None:
-        self._node_id, self._folder, self._fps = node_id, folder, fps
+    def __init__(self, node_id: str) -> None:
+        self._node_id = node_id
         self._bar: Any = None
         self._total = 0
         self._told = 0.0
-        self._average = 0.0
         self._preview: Any = None
         self.stopped = False
 
@@ -35,6 +32,46 @@ class NodeWatch:
         comfy.model_management.throw_exception_if_processing_interrupted()  # what was prepared is kept
         self._show(done, count)
         self._tell(f"{what}: {done} of {count}", always=done == count)
+
+    def stop(self) -> bool:
+        import comfy.model_management
+
+        self.stopped = self.stopped or bool(comfy.model_management.processing_interrupted())
+        return self.stopped
+
+    def say(self, line: str) -> None:
+        self._tell(line, always=True)
+
+    def _show(self, done: int, total: int) -> None:
+        from comfy.utils import ProgressBar
+
+        if self._bar is None or total != self._total:
+            self._bar, self._total = ProgressBar(total, node_id=self._node_id), total
+        if not self.stop():  # the bar's own hook would throw in the middle of things
+            self._bar.update_absolute(done, total, self._preview)
+
+    def _tell(self, line: str, always: bool = False) -> None:
+        from server import PromptServer
+
+        now = time.monotonic()
+        if (always or now - self._told > EVERY) and getattr(PromptServer, "instance", None) is not None:
+            self._told = now
+            PromptServer.instance.send_progress_text(line, self._node_id)
+
+
+class NodeWatch(NodeProgress):
+    """A `w2svd_core.watch.Watch` for one node.
+
+    Args:
+        node_id: of the node that runs.
+        folder: of the run; the last clips are kept there.
+        fps: of the clips.
+    """
+
+    def __init__(self, node_id: str, folder: Path, fps: float) -> None:
+        super().__init__(node_id)
+        self._folder, self._fps = folder, fps
+        self._average = 0.0
 
     @contextlib.contextmanager
     def training(self, start: int, rounds: int) -> Iterator[None]:
@@ -56,12 +93,6 @@ class NodeWatch:
         ]
         self._tell(", ".join([*parts, *_memory()]), always=done == rounds)
 
-    def stop(self) -> bool:
-        import comfy.model_management
-
-        self.stopped = self.stopped or bool(comfy.model_management.processing_interrupted())
-        return self.stopped
-
     def preview(self, step: int, clips: Any) -> None:
         from PIL import Image
 
@@ -70,25 +101,6 @@ class NodeWatch:
         self._preview = ("JPEG", Image.fromarray(clips[0][len(clips[0]) // 2]), 512)
         for number, clip in enumerate(clips):
             write_video(self._folder / "samples" / f"student-{number}.mp4", clip, self._fps)
-
-    def say(self, line: str) -> None:
-        self._tell(line, always=True)
-
-    def _show(self, done: int, total: int) -> None:
-        from comfy.utils import ProgressBar
-
-        if self._bar is None or total != self._total:
-            self._bar, self._total = ProgressBar(total, node_id=self._node_id), total
-        if not self.stop():  # the bar's own hook would throw in the middle of things
-            self._bar.update_absolute(done, total, self._preview)
-
-    def _tell(self, line: str, always: bool = False) -> None:
-        from server import PromptServer
-
-        now = time.monotonic()
-        if (always or now - self._told > EVERY) and getattr(PromptServer, "instance", None) is not None:
-            self._told = now
-            PromptServer.instance.send_progress_text(line, self._node_id)
 
 
 def _memory() -> list[str]:

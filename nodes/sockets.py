@@ -1,9 +1,10 @@
-"""What travels over the extension's own sockets: small frozen values, never weights."""
+"""What travels over the extension's own sockets: frozen values, names of models and never their weights."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from .compat import io
 
@@ -34,6 +35,27 @@ class Dataset:
 
     settings: Mapping[str, object]
     prompts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What to train a native MODEL on: clips or prompts that other nodes have encoded.
+
+    Attributes:
+        fps: frames a second.
+        conditioning: of each clip, or one for all.
+        negative: what guidance leads away from.
+        latents: the clips; empty to train on prompts alone.
+        size: for prompts alone, an empty LATENT as large as the clips are to be.
+        captions: what the clips show; may be empty.
+    """
+
+    fps: float
+    conditioning: tuple[Any, ...]
+    negative: Any
+    latents: tuple[Any, ...] = ()
+    size: Any = None
+    captions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from .compat import CATEGORY, field, io, schema, setting_values, told, widgets
 from .places import run_folder
-from .sockets import DATASET, MODEL, RECIPE, SHIFT, Dataset, ModelHandle, Shift, Values
+from .sockets import DATASET, MODEL, RECIPE, SHIFT, Dataset, Encoded, Shift, Values
+from .work import Work, work_of
 
 if TYPE_CHECKING:
+    from ..w2svd_core.run import RunFolder
     from ..w2svd_core.settings import Recipe
+    from ..w2svd_core.watch import Watch
 
 HERE = f"{CATEGORY}/training"
 SHIFTED = ("matching.alpha_weak", "matching.alpha_strong")
@@ -22,7 +25,8 @@ SETTINGS = (
     *("train.sample_every", "seed"),
 )
 FOLDED = SETTINGS[9:-1]
-BASES = {"bundled": "portraits", "own": "wan_t2v_1_3b"}  # whose other settings a training has
+PROMPTS = "prompts.txt"
+OTHER_NAME = "give this one another name, or set them back"
 
 
 class RealShift(io.ComfyNode):
@@ -76,11 +80,21 @@ class Train(io.ComfyNode):
             "is read from disk. The run folder in output/w2svd holds the recipe for python -m w2svd_core.train.",
             is_output_node=True,
             inputs=[
-                field(MODEL, "model", tooltip="The model to distil, from Load Video Model or Portrait Model."),
-                field(DATASET, "dataset", tooltip="Clips or prompts to distil on."),
+                field(
+                    io.MultiType,
+                    "model",
+                    types=[io.Model, MODEL],
+                    tooltip="The model to distil: any flow-matching MODEL, or one by name from Load Video Model.",
+                ),
+                field(
+                    DATASET,
+                    "dataset",
+                    tooltip="Clips or prompts: encoded ones for a MODEL, ones from a folder for a model by name.",
+                ),
                 field(io.String, "name", default="portraits", tooltip="Name of the run folder in output/w2svd."),
                 field(SHIFT, "shift", optional=True, tooltip="Weak-weight shift; without it 0.25."),
                 field(RECIPE, "settings", optional=True, tooltip="Distill Settings; without them the recipe's own."),
+                field(io.Vae, "vae", optional=True, tooltip="For a MODEL: its VAE, which shows samples."),
             ],
             outputs=[
                 io.LoraModel.Output(
@@ -99,22 +113,30 @@ class Train(io.ComfyNode):
     @classmethod
     @told
     def execute(
-        cls, model: ModelHandle, dataset: Dataset, name: str, shift: Shift | None = None, settings: Values | None = None
+        cls,
+        model: Any,
+        dataset: Dataset | Encoded,
+        name: str,
+        shift: Shift | None = None,
+        settings: Values | None = None,
+        vae: Any = None,
     ) -> io.NodeOutput:
         import torch
 
+        from .progress import NodeWatch
+
         folder = run_folder(name)
-        recipe = recipe_of(model, dataset, folder, shift, settings)
-        if dataset.prompts:
-            write_prompts(folder, dataset.prompts)
+        work = work_of(model, dataset, vae)
+        recipe = recipe_of(work, folder, shift, settings)
+        if work.prompts:
+            write_prompts(folder, work.prompts)
+        watch = NodeWatch(str(cls.hidden.unique_id), folder, recipe.data.fps)
         with torch.inference_mode(False), torch.enable_grad():
-            train(recipe, folder, str(cls.hidden.unique_id))
+            train(recipe, folder, work, watch)
         return io.NodeOutput(*made(folder), str(folder))
 
 
-def recipe_of(
-    model: ModelHandle, dataset: Dataset, folder: Path, shift: Shift | None, settings: Values | None
-) -> Recipe:
+def recipe_of(work: Work, folder: Path, shift: Shift | None, settings: Values | None) -> Recipe:
     """The recipe that the node's inputs mean.
 
     Raises:
@@ -122,46 +144,57 @@ def recipe_of(
     """
     from ..w2svd_core.config import load_recipe
 
-    encoders = str(model.settings.get("model.encoders", "bundled"))
-    values: dict[str, object] = {"model.path": model.path, **model.settings, **dataset.settings}
+    values = dict(work.settings)
     for part in (settings, shift):
         values |= part.settings if part else {}
-    if dataset.prompts:
-        values["data.prompts"] = str(folder / "prompts.txt")
+    if work.prompts:
+        values["data.prompts"] = str(folder / PROMPTS)
     fixed = {"name": "graph", "evaluate.clips": 0, "train.tracker": "none"}
-    return load_recipe(BASES[encoders], {**values, **fixed})
+    return load_recipe(work.base, {**values, **fixed})
 
 
-def train(recipe: Recipe, folder: Path, node_id: str) -> None:
+def train(recipe: Recipe, folder: Path, work: Work, watch: Watch) -> None:
     """Do the run of a recipe in a folder, or what is left of it; nothing for a finished one.
 
     Raises:
-        UserError: the folder holds a run of another recipe, or something does not serve.
+        UserError: the folder holds another run, or something does not serve.
         InterruptProcessingException: Cancel; the state is saved.
     """
     import comfy.model_management as management
 
-    from ..w2svd_core.config import recipe_to_yaml
-    from ..w2svd_core.errors import UserError
     from ..w2svd_core.job import carry_out
-    from ..w2svd_core.run import RunFolder, anchored
+    from ..w2svd_core.run import RunFolder
     from ..w2svd_core.students import FOLDER, NATIVE
 
     if RunFolder.is_one(folder):
-        if recipe_to_yaml(RunFolder.open(folder).recipe()) != recipe_to_yaml(anchored(recipe)):
-            raise UserError(
-                f"the run {folder.name} was made with other inputs; give this one another name, or set them back"
-            )
-        if (folder / FOLDER / NATIVE).is_file():
-            return
-    watch = watch_of(recipe, folder, node_id)
-    management.unload_all_models()
-    management.soft_empty_cache()
-    prepare_for(recipe, folder, watch)
-    code = carry_out(recipe, folder, watch)
-    management.soft_empty_cache()
+        refuse_another_recipe(RunFolder.open(folder), recipe)
+    with work.ready(recipe, watch) as make:
+        if RunFolder.is_one(folder):
+            refuse_another_origin(RunFolder.open(folder), work.origin(recipe, make, watch))
+        finished = (folder / FOLDER / NATIVE).is_file()
+        code = 0 if finished else carry_out(recipe, folder, watch, make)
     if code:
         raise management.InterruptProcessingException
+
+
+def refuse_another_recipe(run: RunFolder, recipe: Recipe) -> None:
+    """Raise a UserError where a run was made by another recipe."""
+    from ..w2svd_core.config import recipe_to_yaml
+    from ..w2svd_core.errors import UserError
+    from ..w2svd_core.run import anchored
+
+    if recipe_to_yaml(run.recipe()) != recipe_to_yaml(anchored(recipe)):
+        raise UserError(f"the run {run.path.name} was made with other inputs; {OTHER_NAME}")
+
+
+def refuse_another_origin(run: RunFolder, origin: Mapping[str, str]) -> None:
+    """Raise a UserError where a run was made of another model or of other data."""
+    from ..w2svd_core.errors import UserError
+
+    then = run.origin()
+    for key, what in (("base", "another MODEL"), ("data", "other clips or prompts")):
+        if then and key in origin and then.get(key) != origin[key]:
+            raise UserError(f"the run {run.path.name} was made with {what}; {OTHER_NAME}")
 
 
 def write_prompts(folder: Path, prompts: tuple[str, ...]) -> None:
@@ -169,28 +202,10 @@ def write_prompts(folder: Path, prompts: tuple[str, ...]) -> None:
     from ..w2svd_core.errors import UserError
     from ..w2svd_core.files import write_text
 
-    path, text = folder / "prompts.txt", "".join(f"{prompt}\n" for prompt in prompts)
+    path, text = folder / PROMPTS, "".join(f"{prompt}\n" for prompt in prompts)
     if path.is_file() and path.read_text(encoding="utf-8") != text:
-        raise UserError(
-            f"the run {folder.name} was made with other prompts; give this one another name, or set them back"
-        )
+        raise UserError(f"the run {folder.name} was made with other prompts; {OTHER_NAME}")
     write_text(path, text)
-
-
-def watch_of(recipe: Recipe, folder: Path, node_id: str) -> Any:
-    from .progress import NodeWatch
-
-    return NodeWatch(node_id, folder, recipe.data.fps)
-
-
-def prepare_for(recipe: Recipe, folder: Path, watch: Any) -> None:
-    """Encode what a model's own encoders must have encoded before a training."""
-    from ..w2svd_core.assembly import encoder_source
-    from ..w2svd_core.data.prepare import prepare
-    from ..w2svd_core.loading import device
-
-    if recipe.model.encoders == "own":
-        prepare(recipe.data, encoder_source(recipe.model, device()), watch)
 
 
 def made(folder: Path) -> tuple[Any, Any, Mapping[str, list[float]], Any]:

@@ -39,7 +39,8 @@ class Kind:
     """A type of node.
 
     Attributes:
-        preview: px that a picture, video or text takes below the widgets.
+        preview: px that a picture or text takes below the widgets.
+        growth: px that the page adds below: for a video when it is there, for a widget that only later versions have.
     """
 
     title: str
@@ -48,15 +49,16 @@ class Kind:
     outputs: tuple[Socket, ...]
     core: bool = True
     preview: int = 0
+    growth: int = 0
 
 
-def _kind(title: str, sockets: str, outputs: str, *widgets: Widget, preview: int = 0) -> Kind:
+def _kind(title: str, sockets: str, outputs: str, *widgets: Widget, growth: int = 0) -> Kind:
     """Sockets as "model:MODEL ..." texts."""
 
     def read(text: str) -> tuple[Socket, ...]:
         return tuple(Socket(*part.split(":")) for part in text.split())
 
-    return Kind(title, read(sockets), widgets, read(outputs), preview=preview)
+    return Kind(title, read(sockets), widgets, read(outputs), growth=growth)
 
 
 CORE: dict[str, Kind] = {
@@ -115,7 +117,7 @@ CORE: dict[str, Kind] = {
     ),
     "VAEDecode": _kind("VAE Decode", "samples:LATENT vae:VAE", "IMAGE:IMAGE"),
     "VAEEncode": _kind("VAE Encode", "pixels:IMAGE vae:VAE", "LATENT:LATENT"),
-    "CreateVideo": _kind("Create Video", "images:IMAGE", "VIDEO:VIDEO", Widget("fps", "FLOAT", 16.0)),
+    "CreateVideo": _kind("Create Video", "images:IMAGE", "VIDEO:VIDEO", Widget("fps", "FLOAT", 16.0), growth=24),
     "SaveVideo": _kind(
         "Save Video",
         "video:VIDEO",
@@ -123,6 +125,6 @@ CORE: dict[str, Kind] = {
         Widget("filename_prefix", "STRING", "w2svd/clip"),
         Widget("format", "COMBO", "auto"),
         Widget("codec", "COMBO", "auto"),
-        preview=260,
+        growth=220,
     ),
 }

@@ -5,6 +5,16 @@ from __future__ import annotations
 import parts
 from graph import Flow, Group, Kind, Node, Out, settings_of_recipe
 
+SIZES = {"data_frames": 81, "data_height": 480, "data_width": 832, "data_fps": 16.0}
+BY_NAME = (
+    "**Cancel** saves, and Run goes on from there. The run folder in output/w2svd holds the recipe for "
+    "python -m w2svd_core.train, so that a long run can go on without ComfyUI."
+)
+IN_MEMORY = (
+    "**Cancel** saves, and Run goes on from there. The run folder in output/w2svd holds the recipe, checkpoints, "
+    "samples and the student."
+)
+
 
 def few_step(kinds: dict[str, Kind]) -> Flow:
     """Wan 2.1 with a few-step LoRA."""
@@ -189,9 +199,8 @@ def distil_clips(kinds: dict[str, Kind]) -> Flow:
         "and videos with a .txt caption beside each into input/clips.",
     )
     model = _trained_model(loading)
-    sizes = {"data_frames": 81, "data_height": 480, "data_width": 832, "data_fps": 16.0}
-    dataset = loading.add("W2SVD_DatasetFromFolder", width=420, folder="clips", **sizes)
-    _distilled(flow, model.out("model"), dataset.out("dataset"), "wan_clips")
+    dataset = loading.add("W2SVD_DatasetFromFolder", width=420, folder="clips", **SIZES)
+    _distilled(flow, model.out("model"), dataset.out("dataset"), "wan_clips", BY_NAME)
     return flow
 
 
@@ -204,9 +213,64 @@ def distil_prompts(kinds: dict[str, Kind]) -> Flow:
         "prompts, one in each line, are better than some ten.",
     )
     model = _trained_model(loading)
-    sizes = {"data_frames": 81, "data_height": 480, "data_width": 832, "data_fps": 16.0}
-    dataset = loading.add("W2SVD_PromptSet", width=420, prompts=parts.PROMPT, **sizes)
-    _distilled(flow, model.out("model"), dataset.out("dataset"), "wan_prompts")
+    dataset = loading.add("W2SVD_PromptSet", width=420, prompts=parts.PROMPT, **SIZES)
+    _distilled(flow, model.out("model"), dataset.out("dataset"), "wan_prompts", BY_NAME)
+    return flow
+
+
+def any_model_clips(kinds: dict[str, Kind]) -> Flow:
+    """What Load Diffusion Model loads, from a folder of clips."""
+    flow = Flow("07_distil_any_model_from_clips", "Distil a loaded model from clips", kinds)
+    loading = flow.group(
+        "1. Model and clips",
+        "Any flow-matching MODEL serves, with its own text encoder and VAE: nothing is loaded a second time, and the "
+        "MODEL can be sampled afterwards. Put videos with a .txt caption beside each into input/clips. They are "
+        "encoded one by one; captions goes through the text encoder as a list.",
+    )
+    model = parts.diffusion_model(loading, parts.WAN_SMALL)
+    clip, vae = parts.text_encoder(loading), parts.vae(loading)
+    clips = loading.column().add("W2SVD_EncodeClips", width=400, vae=vae, folder="clips", **SIZES)
+    prompts = loading.add(
+        "CLIPTextEncode", "CLIP Text Encode (Captions)", width=400, clip=clip, text=clips.out("captions")
+    )
+    empty = loading.column().add("CLIPTextEncode", "CLIP Text Encode (Negative)", width=400, clip=clip)
+    dataset = loading.add(
+        "W2SVD_DatasetFromLatents",
+        latents=clips.out("latents"),
+        conditioning=prompts.out("CONDITIONING"),
+        negative=empty.out("CONDITIONING"),
+        captions=clips.out("captions"),
+        data_fps=SIZES["data_fps"],
+    )
+    _distilled(flow, model, dataset.out("dataset"), "loaded_clips", IN_MEMORY, vae=vae)
+    return flow
+
+
+def any_model_prompts(kinds: dict[str, Kind]) -> Flow:
+    """What Load Diffusion Model loads, from prompts alone."""
+    flow = Flow("07_distil_any_model_from_prompts", "Distil a loaded model from prompts", kinds)
+    loading = flow.group(
+        "1. Model and prompts",
+        "Any flow-matching MODEL serves, with its own text encoder and VAE. Each line of **Prompt List** goes through "
+        "the text encoder by itself; the empty latent says how large the clips are to be.",
+    )
+    model = parts.diffusion_model(loading, parts.WAN_SMALL)
+    clip, vae = parts.text_encoder(loading), parts.vae(loading)
+    lines = loading.column().add("W2SVD_PromptList", width=400, prompts=parts.PROMPT)
+    prompts = loading.add(
+        "CLIPTextEncode", "CLIP Text Encode (Prompts)", width=400, clip=clip, text=lines.out("prompts")
+    )
+    empty = loading.column().add("CLIPTextEncode", "CLIP Text Encode (Negative)", width=400, clip=clip)
+    size = loading.add("EmptyHunyuanLatentVideo")
+    dataset = loading.add(
+        "W2SVD_DatasetFromConditioning",
+        conditioning=prompts.out("CONDITIONING"),
+        negative=empty.out("CONDITIONING"),
+        size=size.out("LATENT"),
+        captions=lines.out("prompts"),
+        data_fps=SIZES["data_fps"],
+    )
+    _distilled(flow, model, dataset.out("dataset"), "loaded_prompts", IN_MEMORY, vae=vae)
     return flow
 
 
@@ -218,8 +282,8 @@ def _trained_model(group: Group) -> Node:
     )
 
 
-def _distilled(flow: Flow, model: Out, dataset: Out, name: str) -> None:
-    """Settings for Wan, the training, and where its student goes."""
+def _distilled(flow: Flow, model: Out, dataset: Out, name: str, about: str, **more: Out) -> None:
+    """Settings for Wan, the training with a note `about` it, and where its student goes; `more` inputs of Train."""
     group = flow.group(
         "2. Shift and settings",
         "Those of the recipe wan_t2v_1_3b where it says something else than the portraits' defaults.",
@@ -227,11 +291,7 @@ def _distilled(flow: Flow, model: Out, dataset: Out, name: str) -> None:
     shift = group.add("W2SVD_RealShift")
     values = settings_of_recipe("wan_t2v_1_3b", flow.kinds["W2SVD_DistillSettings"])
     settings = group.add("W2SVD_DistillSettings", width=400, **values)
-    training = flow.group(
-        "3. Train",
-        "**Cancel** saves, and Run goes on from there. The run folder in output/w2svd holds the recipe for "
-        "python -m w2svd_core.train, so that a long run can go on without ComfyUI.",
-    )
+    training = flow.group("3. Train", about)
     train = training.add(
         "W2SVD_Train",
         width=460,
@@ -240,6 +300,7 @@ def _distilled(flow: Flow, model: Out, dataset: Out, name: str) -> None:
         shift=shift.out("shift"),
         settings=settings.out("settings"),
         name=name,
+        **more,
     )
     ending = flow.group("4. The student", "Saved into models/loras with the noise levels that it was trained for.")
     ending.add("W2SVD_SaveLoRA", width=420, lora=train.out("lora"), name=f"w2svd/{name}")

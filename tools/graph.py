@@ -11,11 +11,23 @@ from typing import Any
 from core_nodes import Kind, Socket, Widget
 from packed import ROOT, schemas
 
-WIDE, GAP, TITLE, ROW = 340, 50, 30, 26  # px: width of a node, between nodes, a node's head, a line in it
+WIDE, GAP, TITLE = 340, 50, 30  # px: width of a node, between nodes, a node's head
+SOCKET, WIDGET, EDGE, TEXT = 20, 24, 14, 90  # px of height: a socket, a widget, a node's edges, what a long text adds
+CHARACTER, WIDEST = 6.5, 520  # px: of a widget's text, and what a node may become for the sake of one
+NOTE_LINE, NOTE_CHARACTER, NOTE_LEAST, HEAD_CHARACTER = 14, 6, 88, 14  # px: texts of notes, names of groups
 ROW_OF_GROUPS = 3200  # px after which a group begins a new row
 COLOURS = ("#3f789e", "#8a5aa8", "#3d8a5f", "#a06a2c", "#5b6b2f")
-PREVIEWS = {"W2SVD_SideBySide": 320, "W2SVD_Metrics": 170, "W2SVD_PlotLoss": 240, "W2SVD_Train": 320}
-TEXTS = {"W2SVD_LoadLoRA": 110, "W2SVD_WeakLoRA": 90, "W2SVD_Sigmas": 70, "W2SVD_SaveLoRA": 60, "W2SVD_ConvertLoRA": 60}
+PREVIEWS = {
+    "W2SVD_ConvertLoRA": 60,
+    "W2SVD_LoadLoRA": 110,
+    "W2SVD_Metrics": 170,
+    "W2SVD_PlotLoss": 240,
+    "W2SVD_SaveLoRA": 60,
+    "W2SVD_Sigmas": 90,
+    "W2SVD_Train": 320,
+    "W2SVD_WeakLoRA": 90,
+}  # px of the picture or text on a node
+GROWTHS = {"W2SVD_SideBySide": 320}  # px that the page adds to a node when its video is there
 
 
 def own_kinds() -> dict[str, Kind]:
@@ -35,8 +47,8 @@ def _own(schema: Any) -> Kind:
         else:
             sockets.append(Socket(entry.id, entry.io_type, bool(entry.optional), label))
     outputs = tuple(Socket(output.display_name, output.io_type) for output in schema.outputs or ())
-    preview = PREVIEWS.get(schema.node_id, 0) + TEXTS.get(schema.node_id, 0)
-    return Kind(schema.display_name, tuple(sockets), tuple(widgets), outputs, core=False, preview=preview)
+    preview, growth = PREVIEWS.get(schema.node_id, 0), GROWTHS.get(schema.node_id, 0)
+    return Kind(schema.display_name, tuple(sockets), tuple(widgets), outputs, False, preview, growth)
 
 
 @dataclass(frozen=True)
@@ -68,14 +80,23 @@ class Node:
     @property
     def height(self) -> int:
         """px below the head."""
-        lines = max(len(self.kind.sockets), len(self.kind.outputs)) + len(self.kind.widgets)
-        lines += sum(widget.control for widget in self.kind.widgets)
-        return (
-            16
-            + ROW * lines
-            + sum(90 for widget in self.kind.widgets if widget.multiline)
-            + (self.tall or self.kind.preview)
-        )
+        kind = self.kind
+        sockets = max(len(kind.sockets), len(kind.outputs))
+        widgets = len(kind.widgets) + sum(widget.control for widget in kind.widgets)
+        texts = sum(widget.multiline for widget in kind.widgets)
+        return EDGE + SOCKET * sockets + WIDGET * widgets + TEXT * texts + kind.preview
+
+    @property
+    def room(self) -> int:
+        """px below the head once the node has run."""
+        return self.height + (self.tall or self.kind.growth)
+
+    @property
+    def wide(self) -> int:
+        """px: its width, or what the longest text of a widget takes."""
+        lines = [widget for widget in self.kind.widgets if not widget.multiline]
+        longest = max((len(widget.label or widget.name) + len(str(self.value(widget))) for widget in lines), default=0)
+        return max(self.width, min(WIDEST, int(80 + CHARACTER * longest)))
 
     def value(self, widget: Widget) -> Any:
         """What a widget shows; its default where it is linked."""
@@ -93,6 +114,34 @@ class Group:
     below: bool = False  # begins a new row
     columns: list[list[Node]] = field(default_factory=list)
 
+    @property
+    def widths(self) -> list[int]:
+        """px of each column."""
+        return [max(node.wide for node in column) for column in self.columns]
+
+    @property
+    def wide(self) -> int:
+        """px of its columns, or of its name."""
+        return max(sum(self.widths) + GAP * (len(self.widths) - 1), HEAD_CHARACTER * len(self.title) - GAP)
+
+    @property
+    def note_height(self) -> int:
+        """px below the head of its note."""
+        lines = sum(1 + NOTE_CHARACTER * len(line) // (self.wide - GAP) for line in self.note.splitlines())
+        return max(NOTE_LEAST, GAP + NOTE_LINE * lines)
+
+    def place(self, left: int, top: int) -> int:
+        """Give its nodes their places; returned is where the lowest ends."""
+        lowest = top
+        for column, width in zip(self.columns, self.widths, strict=True):
+            y = top
+            for node in column:
+                node.pos = (left, y)
+                lowest = max(lowest, y + node.room)
+                y += node.room + TITLE + GAP // 2
+            left += width + GAP
+        return lowest
+
     def column(self) -> Group:
         """Begin a new column."""
         self.columns.append([])
@@ -108,7 +157,7 @@ class Group:
         tall: int = 0,
         **given: Any,
     ) -> Node:
-        """A node below the last one of this column; `tall` is the height of what it previews, where it is not usual.
+        """A node below the last one of this column; `tall` is how much it grows, where that is not usual.
 
         Raises:
             ValueError: an input that the node has not, or a socket that lacks its link.
@@ -173,7 +222,8 @@ class Flow:
             for slot, entry in enumerate((*node.kind.sockets, *node.kind.widgets)):
                 source = node.given.get(entry.name)
                 if isinstance(source, Out):
-                    links.append([len(links) + 1, source.node.key, source.slot, node.key, slot, entry.type])
+                    kind = source.node.kind.outputs[source.slot].type
+                    links.append([len(links) + 1, source.node.key, source.slot, node.key, slot, kind])
         shown = [self._shown(node, order, links) for order, node in enumerate(self.nodes)]
         return {
             "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"w2svd/{self.name}")),
@@ -220,7 +270,7 @@ class Flow:
             "id": node.key,
             "type": node.name,
             "pos": list(node.pos),
-            "size": [node.width, node.height],
+            "size": [node.wide, node.height],
             "flags": {},
             "order": order,
             "mode": 0,
@@ -231,30 +281,40 @@ class Flow:
         }
         return shown | ({"title": node.title} if node.title != node.kind.title else {})
 
+    def _rows(self) -> list[list[Group]]:
+        """The groups, row by row."""
+        rows: list[list[Group]] = [[]]
+        for group in self.groups:
+            row = rows[-1]
+            if row and (group.below or sum(one.wide + 2 * GAP for one in row) + group.wide > ROW_OF_GROUPS):
+                rows.append([])
+            rows[-1].append(group)
+        return rows
+
     def _place(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """Give every node its place; returned are the groups and the notes."""
+        """Give every node its place; returned are the groups and the notes.
+
+        A row that begins because the one before it is full ends where that one ends: its links are shorter so.
+        """
         groups: list[dict[str, Any]] = []
         notes: list[dict[str, Any]] = []
-        left, top, lowest = 0, 0, 0
-        for number, group in enumerate(self.groups):
-            widths = [max(node.width for node in column) for column in group.columns]
-            wide = sum(widths) + GAP * (len(widths) - 1)
-            if group.below or (left and left + wide > ROW_OF_GROUPS):
-                left, top = 0, lowest + 2 * GAP
-            note_high = 60 + 22 * sum(1 + len(line) // (wide // 8) for line in group.note.splitlines())
-            x, below = left, top + TITLE + GAP + note_high + GAP
-            notes.append(_note(len(self.nodes) + number + 1, group.note, (left, top + TITLE + GAP), (wide, note_high)))
-            bottom = below
-            for column, width in zip(group.columns, widths, strict=True):
-                y = below
-                for node in column:
-                    node.pos = (x, y)
-                    y += node.height + TITLE + GAP // 2
-                x, bottom = x + width + GAP, max(bottom, y)
-            box = [left - GAP // 2, top - GAP // 2, wide + GAP, bottom - top + GAP // 2]
-            colour = COLOURS[number % len(COLOURS)]
-            groups.append({"id": number + 1, "title": group.title, "bounding": box, "color": colour, "flags": {}})
-            left, lowest = left + wide + 2 * GAP, max(lowest, bottom)
+        top, end = 0, 0
+        for row in self._rows():
+            full = sum(group.wide + 2 * GAP for group in row)
+            left = 0 if row[0].below else max(0, end - full)
+            end, lowest = left + full, top
+            for group in row:
+                number = len(groups)
+                high = group.note_height
+                notes.append(
+                    _note(len(self.nodes) + number + 1, group.note, (left, top + TITLE + GAP), (group.wide, high))
+                )
+                bottom = group.place(left, top + 2 * TITLE + 2 * GAP + high)
+                box = [left - GAP // 2, top - GAP // 2, group.wide + GAP, bottom - top + GAP]
+                colour = COLOURS[number % len(COLOURS)]
+                groups.append({"id": number + 1, "title": group.title, "bounding": box, "color": colour, "flags": {}})
+                left, lowest = left + group.wide + 2 * GAP, max(lowest, bottom)
+            top = lowest + 2 * GAP
         return groups, notes
 
 

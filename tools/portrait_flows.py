@@ -7,6 +7,7 @@ from graph import Flow, Kind
 
 WORDS = "A pale person with long red hair, green clothes, talking"
 FPS = 8.0
+SQUARE = 340  # px that a square clip makes Save Video grow
 
 
 def teacher(kinds: dict[str, Kind]) -> Flow:
@@ -51,7 +52,7 @@ def teacher(kinds: dict[str, Kind]) -> Flow:
     )
     numbers = ending.column()
     numbers.add("W2SVD_Metrics", width=460, images=columns[1], reference=columns[0], clips=4)
-    parts.film(numbers, columns[0], "portraits_teacher", FPS)
+    parts.film(numbers, columns[0], "portraits_teacher", FPS, SQUARE)
     return flow
 
 
@@ -105,7 +106,7 @@ def distil(kinds: dict[str, Kind]) -> Flow:
     ending = flow.group("6. Side by side", "Few-step students lose motion and colour first: read the numbers, too.")
     columns = [parts.decoded(ending, done, model.out("vae")) for done in (teacher_done, student)]
     ending.add("W2SVD_Metrics", width=460, images=columns[1], reference=columns[0], clips=4)
-    parts.film(ending, columns[1], "portraits_student", FPS)
+    parts.film(ending, columns[1], "portraits_student", FPS, SQUARE)
     names = "teacher 28 steps, student 4 steps"
     beside = {"first": columns[0], "second": columns[1], "names": names, "clips": 4, "fps": FPS}
     ending.column().add("W2SVD_SideBySide", width=420, tall=1000, **beside)

@@ -20,6 +20,8 @@ FLOWS: tuple[Callable[[dict[str, Kind]], Flow], ...] = (
     flows.high_low,
     flows.distil_clips,
     flows.distil_prompts,
+    flows.any_model_clips,
+    flows.any_model_prompts,
     flows.weak_weights,
     flows.compare,
 )

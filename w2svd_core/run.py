@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .config import load_recipe, recipe_to_yaml, settings_of
 from .errors import UserError
-from .files import read_safetensors, write_safetensors, write_text
+from .files import opened_safetensors, read_safetensors, write_safetensors, write_text
 from .options import show
 from .places import rewritten
 from .settings import Recipe
@@ -145,6 +145,19 @@ class RunFolder:
         """Oldest first; by number, since a name of seven digits sorts before one of six."""
         found = [p for p in (self.path / "checkpoints").glob("*.safetensors") if p.stem.isdecimal()]
         return sorted(found, key=lambda path: int(path.stem))
+
+    def origin(self) -> dict[str, str]:
+        """What the newest checkpoint was `made_of`; {} before the first.
+
+        Raises:
+            UserError: the file is broken.
+        """
+        found = self._checkpoints()
+        if not found:
+            return {}
+        with opened_safetensors(found[-1]) as file:
+            about = file.metadata() or {}
+        return {name: about[name] for name in ("recipe", "base", "data") if name in about}
 
     def latest_checkpoint(self) -> tuple[int, dict[str, Tensor]]:
         """The newest checkpoint; (0, {}) before the first. Metrics beyond it are cut, they will be made again.

@@ -21,11 +21,12 @@ FOLDERS = ("custom_nodes", "models/diffusion_models", "models/loras", "models/va
 
 @dataclass(frozen=True)
 class Server:
-    """A ComfyUI that runs: its address, its folders, its log."""
+    """A ComfyUI that runs: its address, its folders, its log, its process."""
 
     url: str
     home: Path
     log: Path
+    pid: int
 
     def logged(self) -> str:
         """What it has written so far."""
@@ -64,7 +65,7 @@ def running(checkout: Path, home: Path) -> Iterator[Server]:
             stderr=subprocess.STDOUT,
             env=os.environ | cache | {"PYTHONUNBUFFERED": "1"},
         )
-    server = Server(f"http://127.0.0.1:{port}", home, log)
+    server = Server(f"http://127.0.0.1:{port}", home, log, process.pid)
     try:
         _wait(process, server)
         yield server

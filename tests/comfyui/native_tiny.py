@@ -23,7 +23,8 @@ from w2svd_core.condition import Condition
 from w2svd_core.config import check_recipe
 from w2svd_core.data.latents import LatentSet
 from w2svd_core.files import read_safetensors, write_safetensors
-from w2svd_core.roles import SharedModel
+from w2svd_core.lora_files import native_tensors, pairs_from_peft
+from w2svd_core.roles import GENERATOR, SharedModel
 
 SIGMA = torch.tensor([0.9, 0.35])
 RANKS = {"critic_rank": 4, "student_rank": 4}
@@ -129,6 +130,18 @@ def latent(patcher: Any, latents: Tensor) -> dict[str, Tensor]:
     """Normalised latents as a LATENT."""
     with torch.inference_mode():
         return {"samples": patcher.model.latent_format.process_out(latents.clone())}
+
+
+class Vae:
+    """One pixel to a latent cell, of its first three channels."""
+
+    def decode(self, samples: Tensor) -> Tensor:
+        return samples[:, :3].movedim(1, -1).sigmoid()
+
+
+def lora_of(shared: SharedModel) -> dict[str, Tensor]:
+    """The student as a LORA_MODEL."""
+    return native_tensors(pairs_from_peft(shared.base, GENERATOR), shared.backbone.keys)
 
 
 def shaken_adapters(*models: Any, seed: int = 1) -> None:

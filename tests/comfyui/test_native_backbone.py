@@ -12,6 +12,7 @@ import pytest
 import torch
 from native_tiny import (
     SIGMA,
+    Vae,
     asked,
     clips,
     gradients,
@@ -60,7 +61,7 @@ def test_rounds_of_training_have_the_losses_of_headless(
 
     recipe, data = small_recipe(**changes), clips()
     expected = program_of(recipe, twin[0], data)
-    with native_job(patcher, recipe, sockets(patcher, data), NativeSource(patcher)) as job:
+    with native_job(patcher, recipe, sockets(patcher, data), NativeSource(patcher, Vae())) as job:
         assert job.program.rounds == expected.rounds
         for index in range(expected.rounds):
             found, wanted = job.program.round(index), expected.round(index)

@@ -10,12 +10,14 @@ import pytest
 import torch
 from native_tiny import (
     SIGMA,
+    Vae,
     asked,
     clips,
     conditioning,
     latent,
     learned,
     loaded,
+    lora_of,
     native,
     native_roles,
     new_hunyuan,
@@ -80,7 +82,9 @@ def test_what_does_not_fit_is_said_in_one_sentence(patcher: Any) -> None:
         native_data(patcher, [good], short, negative)
     with (
         pytest.raises(UserError, match="trains a LoRA"),
-        native_job(patcher, small_recipe(**{"student.kind": "full"}), sockets(patcher, data), NativeSource(patcher)),
+        native_job(
+            patcher, small_recipe(**{"student.kind": "full"}), sockets(patcher, data), NativeSource(patcher, Vae())
+        ),
     ):
         pass
 
@@ -90,12 +94,12 @@ def test_the_lora_loads_in_comfyui_whole_and_acts_as_the_student(
 ) -> None:
     import comfy.sd
 
-    from w2svd_core.backbones.comfy import NativeSource, lora_model, native_job
+    from w2svd_core.backbones.comfy import NativeSource, native_job
 
     x, condition = points_of("t2v"), native(condition_of("t2v", 2))
-    with native_job(patcher, small_recipe(), sockets(patcher, clips()), NativeSource(patcher)) as job:
+    with native_job(patcher, small_recipe(), sockets(patcher, clips()), NativeSource(patcher, Vae())) as job:
         shaken_adapters(job.model)
-        lora = lora_model(job)
+        lora = lora_of(job.model)
         with torch.no_grad():
             expected = job.model.predict_x0("generator", x, SIGMA, condition)
     assert len(lora) == 3 * 20 and all(key.startswith("diffusion_model.blocks.") for key in lora)
@@ -122,7 +126,7 @@ def test_a_whole_run_and_its_resume(twin: tuple[nn.Module, Path], patcher: Any, 
                 self.rounds += 1
                 return self.rounds >= stop_after
 
-        with native_job(patcher, recipe, sockets(patcher, clips()), NativeSource(patcher)) as job:
+        with native_job(patcher, recipe, sockets(patcher, clips()), NativeSource(patcher, Vae())) as job:
             code = run.carry_out(recipe, run_folder, Stopped(quiet=True), make=lambda *_: job)
             return code, {name: p.detach().clone() for name, p in job.model.parameters("generator").items()}
 
@@ -185,7 +189,6 @@ def test_a_model_with_names_of_its_own_trains_exactly_and_its_lora_loads() -> No
     import comfy.sd
 
     from w2svd_core.backbones.comfy import native_data
-    from w2svd_core.lora_files import native_tensors, pairs_from_peft
 
     patcher, x = new_hunyuan(), points_of("t2v")
     rng = torch.Generator().manual_seed(4)
@@ -208,7 +211,7 @@ def test_a_model_with_names_of_its_own_trains_exactly_and_its_lora_loads() -> No
             found = learned(shared, "generator", x, condition)
             plain = plain or found  # without checkpointing autograd itself minds what was added to in place
             assert all(torch.equal(found[name], plain[name]) for name in plain) and len(plain) == 20
-            lora = native_tensors(pairs_from_peft(shared.base, "generator"), shared.backbone.keys)
+            lora = lora_of(shared)
     with torch.inference_mode():
         with_lora, _ = comfy.sd.load_lora_for_models(patcher, None, lora, 1.0, 0.0)
     assert len(with_lora.patches) == 10 and len(lora) == 30
@@ -219,19 +222,11 @@ def test_a_model_with_names_of_its_own_trains_exactly_and_its_lora_loads() -> No
 def test_a_vae_socket_is_the_codec_of_a_run(patcher: Any) -> None:
     from w2svd_core.backbones.comfy import NativeSource
 
-    class Vae:
-        """One pixel to a latent cell, of its first three channels."""
-
-        def decode(self, samples: Tensor) -> Tensor:
-            return samples[:, :3].movedim(1, -1).sigmoid()
-
     latents = clips().latents
     codec = NativeSource(patcher, Vae()).load_codec()
     expected = patcher.model.latent_format.process_out(latents)[:, :3].sigmoid() * 2 - 1
     torch.testing.assert_close(codec.decode(latents), expected)
     assert codec.geometry.channels == 16 and codec.geometry.latent_shape(9, 32, 32) == (16, 3, 4, 4)
-    with pytest.raises(UserError, match="without a VAE"):
-        NativeSource(patcher).load_codec()
 
 
 def test_a_model_that_is_not_flow_matching_is_refused(patcher: Any) -> None:

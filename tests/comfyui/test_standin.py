@@ -27,6 +27,8 @@ print(json.dumps({
     "io": {name: [getattr(io, name).io_type, keywords(getattr(io, name).Input.__init__),
                   keywords(getattr(io, name).Output.__init__)] for name in names["io"]},
     "custom": keywords(io.Custom("X").Input.__init__),
+    "several": keywords(io.MultiType.Input.__init__),
+    "several_type": io.MultiType.Input("x", types=[io.Model, io.Custom("X")]).get_io_type(),
     "missing": [name for name in names["ui"] if not hasattr(ui, name)]
         + [name for name in names["hidden"] if not hasattr(io.Hidden, name)]
         + [name for name in names["folders"] if not hasattr(folder_paths, name)],
@@ -74,6 +76,9 @@ def test_inputs_and_outputs_take_the_same_keywords(real: dict[str, Any]) -> None
         if not is_later(real):
             assert set(taken) == set(ours.Input.allowed), name
     assert set(io.Custom("X").Input.allowed) <= set(real["custom"])
+    several = io.MultiType.Input("x", types=[io.Model, io.Custom("X")])
+    assert set(type(several).allowed) <= set(real["several"])
+    assert several.io_type == real["several_type"]
 
 
 def test_what_the_nodes_use_is_there(real: dict[str, Any]) -> None:

@@ -82,10 +82,32 @@ def io_type(name: str, text: str, keywords: tuple[str, ...]) -> type:
     return type(name, (), {"io_type": text, "Input": input_class, "Output": output_class})
 
 
+def multi_type(keywords: tuple[str, ...]) -> type:
+    """A socket that takes several types; `io_type` is their names with commas, as the page gets it."""
+
+    class Several(Recorded):
+        allowed = ("id", "types", *INPUT, *keywords)
+
+        def __init__(self, **keywords: Any) -> None:
+            super().__init__(**keywords)
+            self.io_type = ",".join(kind.io_type for kind in keywords["types"])
+
+    return type("MultiType", (), {"Input": signed(Several, ("id", "types"))})
+
+
 class ComfyNode:
     """The base of every node."""
 
     hidden: Any = None
+
+    @classmethod
+    def GET_SCHEMA(cls) -> Any:
+        """The schema, after the check that the real one makes: no id twice."""
+        schema = cls.define_schema()
+        ids = [entry.id for entry in (*(schema.inputs or ()), *(schema.outputs or ())) if entry.id is not None]
+        if len(set(ids)) < len(ids):
+            raise ValueError("ids must be unique")
+        return schema
 
 
 class NodeOutput:
@@ -103,6 +125,7 @@ def io_module(later: bool) -> ModuleType:
         setattr(io, name, io_type(name, text, ("extra_dict", *late[1:])))
     for name, (text, keywords) in WIDGETS.items():
         setattr(io, name, io_type(name, text, (*keywords, *late)))
+    io.MultiType = multi_type(("extra_dict", *late[1:]))
     io.Custom = lambda text: io_type("Custom", text, ("extra_dict", *late[1:]))
     allowed = (*SCHEMA, *(LATER_SCHEMA if later else ()))
     io.Schema = signed(type("Schema", (Recorded,), {"allowed": allowed}), ("node_id",))

@@ -118,46 +118,6 @@ def test_high_and_low_are_sigmas_too(nodes: dict[str, Any], monkeypatch: pytest.
     assert node.execute("steps", "none", 4, 5.0, "", 0.0).args[2].shape == (0,)
 
 
-def test_a_changed_file_runs_the_node_again(nodes: dict[str, Any], loras: Path) -> None:
-    stamp = nodes["W2SVD_LoadLoRA"].fingerprint_inputs
-    first = stamp(model=None, lora="own.safetensors", strength=1.0)
-    write_lora(loras / "own.safetensors", PAIRS, None, key_map=wan_keys)
-    assert first and stamp(lora="own.safetensors") != first
-    assert stamp() == stamp(lora="none") == stamp(lora="gone.safetensors") == ""
-    assert nodes["W2SVD_Sigmas"].fingerprint_inputs(source="steps", lora="own.safetensors") == ""
-
-
-# ---- places
-
-
-@pytest.mark.parametrize(
-    "name", ["../x", "a/../../x", "/x", "\\x", "C:\\x", "a\\..\\..\\x", "link/x", "..", "", "a\0b", "x:y"]
-)
-def test_names_that_lead_out_are_refused(module_of: Modules, pack: ModuleType, tmp_path: Path, name: str) -> None:
-    folder = tmp_path / "loras"
-    folder.mkdir()
-    (folder / "link").symlink_to(tmp_path, target_is_directory=True)
-    with told(pack, "leads out of loras|is no name for a file"):
-        module_of("nodes.places").inside(folder, name)
-
-
-def test_new_files_get_a_number(module_of: Modules, loras: Path) -> None:
-    places = module_of("nodes.places")
-    assert places.new_lora_file("deep\\new.v1", False) == loras / "deep" / "new.v1.safetensors"
-    assert places.new_lora_file("own.safetensors", False) == loras / "own_2.safetensors"
-    assert places.new_lora_file("own", True) == loras / "own.safetensors"
-
-
-def test_only_safetensors_that_comfyui_lists_are_read(module_of: Modules, pack: ModuleType, loras: Path) -> None:
-    places = module_of("nodes.places")
-    (loras / "pickle.pt").write_bytes(b"PK")
-    (loras.parent / "beside.safetensors").write_bytes(b"")
-    assert places.lora_names()[0] == "none" and "pickle.pt" not in places.lora_names()
-    for name in ("pickle.pt", "../beside.safetensors", str(loras / "own.safetensors"), "gone.safetensors"):
-        with told(pack, "models/loras holds no LoRA"):
-            places.lora_file(name)
-
-
 # ---- LoRAs
 
 

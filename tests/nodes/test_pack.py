@@ -57,6 +57,20 @@ def test_a_broken_schema_disables_only_its_nodes(
     assert "two lines" in line
 
 
+def test_an_id_twice_disables_only_its_nodes(
+    module_of: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A schema that can be made, but that ComfyUI refuses: it would take the whole extension down."""
+    metrics = module_of("nodes.evaluation").Metrics
+    made = metrics.define_schema()
+    made.outputs[0].id = made.inputs[0].id
+    monkeypatch.setattr(metrics, "define_schema", lambda: made)
+    left = module_of("nodes").all_nodes()
+    assert left and not any(node.__module__.endswith(".evaluation") for node in left)
+    (line,) = caplog.messages
+    assert "nodes/evaluation.py are off (ids must be unique)" in line
+
+
 def test_outside_comfyui_the_pack_is_empty() -> None:
     code = "import standin; print(hasattr(standin.load_pack(), 'WEB_DIRECTORY'))"
     assert printed(code) == "False"

@@ -11,16 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..assembly import Job, job_of, roles_of
 from ..data.encoder_source import EncoderSource
 from ..data.training_set import TrainingSet
 from ..errors import UserError
-from ..lora_files import native_tensors, pairs_from_peft
-from ..roles import GENERATOR
 from ..settings import Recipe
-from ..students import swapped_in
 from .comfy_backbone import NativeBackbone, refuse_other_processes
 from .comfy_data import native_data as native_data
 from .comfy_model import NativeModel, give_back, load, training_time
@@ -94,12 +90,6 @@ def native_job(patcher: Any, recipe: Recipe, data: TrainingSet, source: EncoderS
     with mounted(patcher) as base:
         model = roles_of(recipe, NativeBackbone(base), base)
         yield job_of(recipe, model, source, data)
-
-
-def lora_model(job: Job) -> dict[str, Tensor]:
-    """ComfyUI's LORA_MODEL: the learned student under native keys."""
-    with swapped_in(job.student.learned(), job.model):
-        return native_tensors(pairs_from_peft(job.model.base, GENERATOR), job.model.backbone.keys)
 
 
 def _whole(patcher: Any) -> Any:

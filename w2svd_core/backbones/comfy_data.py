@@ -37,7 +37,7 @@ class Prompts:
         return len(self.condition)
 
     def fingerprint(self) -> str:
-        return value_hash([tensors_hash(dict(self.condition.fields)), self.size])
+        return value_hash([*(tensors_hash(dict(one.fields)) for one in (self.condition, self.null)), self.size])
 
     def rows(self, place: int, count: int, seed: int) -> list[int]:
         return shuffled_rows(len(self), place, count, seed)

@@ -45,13 +45,13 @@ class NativeSource:
 
     Args:
         patcher: the MODEL.
-        vae: the VAE that belongs to it; None for a run that shows no pictures.
+        vae: the VAE that belongs to it.
     """
 
     width = 0
     starts = False
 
-    def __init__(self, patcher: Any, vae: Any = None) -> None:
+    def __init__(self, patcher: Any, vae: Any) -> None:
         self._patcher, self._vae = patcher, vae
 
     @property
@@ -62,8 +62,6 @@ class NativeSource:
         return {"codec": "", "text": "", "start": ""}
 
     def load_codec(self) -> Codec:
-        if self._vae is None:
-            raise UserError("nothing can be shown without a VAE; connect the MODEL's, or set train.sample_every 0")
         return NativeCodec(self._patcher, self._vae)
 
     def load_prompts(self) -> PromptEncoder:

@@ -46,8 +46,9 @@ class LatentSet:
         return len(self.latents)
 
     def fingerprint(self) -> str:
-        """Changes with anything that a training would see: latents, conditions, their order."""
-        return tensors_hash({"latents": self.latents, **self.condition.fields})
+        """Changes with anything that a training would see: latents, conditions, their order, the empty prompt."""
+        null = {f"null/{name}": value for name, value in self.null.fields.items()}
+        return tensors_hash({"latents": self.latents, **self.condition.fields, **null})
 
     def rows(self, place: int, count: int, seed: int) -> list[int]:
         """`count` rows at a place of an endless stream that goes through all clips, reshuffled each time."""

@@ -1,0 +1,205 @@
+"""Clips and prompts that ComfyUI's own nodes encode, as what a native MODEL is trained on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from .compat import CATEGORY, field, io, schema, setting_values, told, widgets
+from .data import clip_place, prompt_lines
+from .places import PORTRAITS, input_stamp
+from .sockets import DATASET, Encoded
+
+HERE = f"{CATEGORY}/data"
+FPS = ("data.fps",)
+
+
+class EncodeClips(io.ComfyNode):
+    """A folder of clips through a VAE, one clip after the other."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="W2SVD_EncodeClips",
+            display_name="Encode Clips from Folder",
+            category=HERE,
+            description="Reads a folder of clips with captions and encodes one after the other, so that their pixels "
+            "are never in memory all at once. Both outputs are lists: a text encoder behind captions encodes each.",
+            search_aliases=["load videos", "vae encode", "captions"],
+            inputs=[
+                field(io.Vae, "vae", tooltip="The VAE that belongs to the model."),
+                field(
+                    io.String,
+                    "folder",
+                    default=PORTRAITS,
+                    tooltip="A folder inside ComfyUI's input folder with videos and a .txt caption beside each; "
+                    "portraits draws talking heads instead.",
+                ),
+                *widgets(["data.frames", "data.height", "data.width", "data.fps", "data.clips"]),
+            ],
+            outputs=[
+                io.Latent.Output(display_name="latents", is_output_list=True, tooltip="A latent for each clip."),
+                io.String.Output(display_name="captions", is_output_list=True, tooltip="What each clip shows."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, folder: str | None = None, **_: Any) -> str:
+        return input_stamp(folder)
+
+    @classmethod
+    @told
+    def execute(cls, vae: Any, folder: str, **given: Any) -> io.NodeOutput:
+        from ..w2svd_core.config import check_recipe
+        from ..w2svd_core.data.clips import list_clips
+        from ..w2svd_core.data.latents import clip_folder
+        from .progress import NodeProgress
+
+        progress = NodeProgress(str(cls.hidden.unique_id))
+        settings = {"data.folder": clip_place(folder), **setting_values(given)}
+        data = check_recipe(settings, "in Encode Clips from Folder").data
+        clips = list_clips(clip_folder(data, progress))
+        latents = []
+        for done, clip in enumerate(clips, start=1):
+            latents.append({"samples": encoded(vae, clip.path, data)})
+            progress("encoding clips", done, len(clips))
+        return io.NodeOutput(latents, [clip.caption for clip in clips])
+
+
+def encoded(vae: Any, path: Path, data: Any) -> Any:
+    """The latents `1 c f h w` of a clip.
+
+    Args:
+        data: the recipe's `data`, with length, size and rate.
+
+    Raises:
+        UserError: the clip can't be read or is too short, or the VAE is one for pictures.
+    """
+    import torch
+
+    from ..w2svd_core.data.video import read_video
+    from ..w2svd_core.errors import UserError
+
+    frames = torch.from_numpy(read_video(path, data.frames, data.height, data.width, data.fps)).float() / 255
+    found = vae.encode(frames)
+    if found.ndim != 5:
+        raise UserError("this VAE encodes pictures, not clips; connect the VAE that belongs to the video model")
+    if not found.isfinite().all():
+        raise UserError(f"{path} has latents that are not finite numbers; load the VAE in another precision")
+    return found.cpu()
+
+
+class DatasetFromLatents(io.ComfyNode):
+    """Lists of LATENT and CONDITIONING as a dataset."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="W2SVD_DatasetFromLatents",
+            display_name="Clips from Latents",
+            category=HERE,
+            description="Encoded clips and their prompts, to distil a model from Load Diffusion Model on.",
+            is_input_list=True,
+            inputs=[
+                field(io.Latent, "latents", tooltip="Encoded clips: a list, or several in one batch."),
+                field(io.Conditioning, "conditioning", tooltip="The prompt of each clip, or one for all of them."),
+                field(io.Conditioning, "negative", tooltip="What guidance leads away from, mostly an empty prompt."),
+                field(
+                    io.String,
+                    "captions",
+                    optional=True,
+                    force_input=True,
+                    tooltip="What each clip shows, written beside the samples; without it they are numbered.",
+                ),
+                *widgets(FPS),
+            ],
+            outputs=[DATASET.Output(display_name="dataset", tooltip="What Train learns on.")],
+        )
+
+    @classmethod
+    @told
+    def execute(
+        cls,
+        latents: list[Any],
+        conditioning: list[Any],
+        negative: list[Any],
+        data_fps: list[float],
+        captions: list[str] | None = None,
+    ) -> io.NodeOutput:
+        clips, words = tuple(latents), tuple(captions or ())
+        return io.NodeOutput(Encoded(data_fps[0], tuple(conditioning), negative[0], latents=clips, captions=words))
+
+
+class DatasetFromConditioning(io.ComfyNode):
+    """A list of CONDITIONING alone as a dataset."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="W2SVD_DatasetFromConditioning",
+            display_name="Prompts from Conditioning",
+            category=HERE,
+            description="Encoded prompts without clips, to distil a model from Load Diffusion Model on: the student "
+            "walks its own path from noise.",
+            is_input_list=True,
+            inputs=[
+                field(io.Conditioning, "conditioning", tooltip="Encoded prompts: a list, or one."),
+                field(io.Conditioning, "negative", tooltip="What guidance leads away from, mostly an empty prompt."),
+                field(io.Latent, "size", tooltip="An empty latent video, as large as the clips are to be."),
+                field(
+                    io.String,
+                    "captions",
+                    optional=True,
+                    force_input=True,
+                    tooltip="The prompts as words, written beside the samples; without them they are numbered.",
+                ),
+                *widgets(FPS),
+            ],
+            outputs=[DATASET.Output(display_name="dataset", tooltip="What Train learns on.")],
+        )
+
+    @classmethod
+    @told
+    def execute(
+        cls,
+        conditioning: list[Any],
+        negative: list[Any],
+        size: list[Any],
+        data_fps: list[float],
+        captions: list[str] | None = None,
+    ) -> io.NodeOutput:
+        words = tuple(captions or ())
+        return io.NodeOutput(Encoded(data_fps[0], tuple(conditioning), negative[0], size=size[0], captions=words))
+
+
+class PromptList(io.ComfyNode):
+    """Lines of a text as a list, for a text encoder."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="W2SVD_PromptList",
+            display_name="Prompt List",
+            category=HERE,
+            description="Each line of a text as a prompt of its own: a text encoder behind it encodes each of them.",
+            search_aliases=["split lines", "list", "prompts"],
+            inputs=[
+                field(
+                    io.String,
+                    "prompts",
+                    multiline=True,
+                    default="a person, talking\na person with red hair, listening",
+                    tooltip="A prompt in each line.",
+                )
+            ],
+            outputs=[io.String.Output(display_name="prompts", is_output_list=True, tooltip="The prompts, one by one.")],
+        )
+
+    @classmethod
+    @told
+    def execute(cls, prompts: str) -> io.NodeOutput:
+        return io.NodeOutput(list(prompt_lines(prompts)))
+
+
+NODES: list[type[io.ComfyNode]] = [EncodeClips, DatasetFromLatents, DatasetFromConditioning, PromptList]
