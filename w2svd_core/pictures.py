@@ -48,7 +48,7 @@ def grid(cells: Sequence[Sequence[Image]], heads: Sequence[str], captions: Seque
     Args:
         cells: a row for each caption, a picture for each head.
         heads: names of the columns.
-        captions: texts over the rows.
+        captions: texts over the rows; an empty one takes no room.
     """
     from PIL import Image as Pillow
     from PIL import ImageDraw, ImageFont
@@ -57,7 +57,7 @@ def grid(cells: Sequence[Sequence[Image]], heads: Sequence[str], captions: Seque
     height, width = cells[0][0].shape[:2]
     full = GAP + len(heads) * (width + GAP)
     names = [wrap(head, font, width) for head in heads]
-    texts = [wrap(caption, font, full - 2 * GAP) for caption in captions]
+    texts = [wrap(caption, font, full - 2 * GAP) if caption else [] for caption in captions]
     top = GAP + MARGIN + LINE * max(len(name) for name in names)
     total = top + sum(GAP + MARGIN + LINE * len(text) + height for text in texts) + GAP
     sheet = Pillow.new("RGB", (full + full % 2, total + total % 2), PAPER)

@@ -227,8 +227,18 @@ def give_back(model: nn.Module) -> None:
 def _in_this_mode(tensor: Tensor) -> Tensor:
     """The same numbers as a tensor of the mode, inference or not, that is on now."""
     rewrap = getattr(tensor, "_copy_with", None)  # a quantised one is a wrapper, whose data stay where they are
-    made: Tensor = rewrap() if rewrap is not None else tensor.detach().clone()
+    made: Tensor = rewrap() if rewrap is not None else _copy(tensor)
     return nn.Parameter(made, requires_grad=False) if isinstance(tensor, nn.Parameter) else made
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    """A clone, also of a class (packed GGUF weights) whose own `clone` gives back the tensor itself."""
+    kind = type(tensor)
+    if kind in (Tensor, nn.Parameter):
+        return tensor.detach().clone()
+    made = tensor.as_subclass(Tensor).detach().clone().as_subclass(kind)
+    vars(made).update(vars(tensor))
+    return made
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
