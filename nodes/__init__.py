@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
+from importlib import import_module
 
 from .compat import ComfyExtension, io
 
@@ -31,7 +31,7 @@ def all_nodes() -> list[type[io.ComfyNode]]:
 def nodes_of(module: str) -> list[type[io.ComfyNode]]:
     """The nodes of one module, each with a schema that can be made; none, and a line in the log, otherwise."""
     try:
-        found: list[type[io.ComfyNode]] = importlib.import_module(f".{module}", __package__).NODES
+        found: list[type[io.ComfyNode]] = import_module(f".{module}", __package__).NODES
         for node in found:
             node.GET_SCHEMA()  # what ComfyUI calls, which checks more than define_schema
     except Exception as error:  # whatever is broken there, the other modules go on

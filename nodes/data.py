@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .compat import CATEGORY, field, io, schema, setting_values, told, widgets
-from .places import NONE, PORTRAITS, folder_in, input_stamp
+from .places import NONE, PORTRAITS, SUFFIX, folder_in, input_stamp, stamp_of
 from .sockets import DATASET, MODEL, Dataset, ModelHandle
 
 LOADERS, DATA = f"{CATEGORY}/loaders", f"{CATEGORY}/data"
@@ -18,7 +18,7 @@ def model_names() -> list[str]:
     """Diffusers folders, and single files of diffusion models."""
     import folder_paths
 
-    files = [name for name in folder_paths.get_filename_list("diffusion_models") if name.endswith(".safetensors")]
+    files = [name for name in folder_paths.get_filename_list("diffusion_models") if name.endswith(SUFFIX)]
     return [*pipelines(), *files] or [NONE]
 
 
@@ -44,7 +44,7 @@ def model_path(name: str) -> str:
 
     if name in pipelines():
         roots = [Path(root) / name for root in folder_paths.get_folder_paths("diffusers")]
-        return str(next(root for root in roots if root.is_dir()))
+        return str(next(root for root in roots if (root / "model_index.json").is_file()))
     found = folder_paths.get_full_path("diffusion_models", name) if name in model_names() else None
     if found is None:
         raise UserError(
@@ -60,7 +60,8 @@ class LoadModel(io.ComfyNode):
         import folder_paths
 
         def part(setting: str) -> Any:
-            names = [NONE, *folder_paths.get_filename_list(PARTS[setting])]
+            files = folder_paths.get_filename_list(PARTS[setting])
+            names = [NONE, *(name for name in files if name.endswith(SUFFIX))]
             words = f"The {setting.replace('_', ' ')} of a single file; none takes the one in the model's own folder."
             return field(io.Combo, setting, options=names, default=NONE, tooltip=words)
 
@@ -88,6 +89,19 @@ class LoadModel(io.ComfyNode):
             ],
             outputs=[MODEL.Output(display_name="model", tooltip="The model for Train, by name.")],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, model: str | None = None, tokenizer: str | None = None, **given: Any) -> str:
+        import folder_paths
+
+        from ..w2svd_core.errors import UserError
+
+        places = [folder_paths.get_full_path(folder, given.get(part) or NONE) for part, folder in PARTS.items()]
+        try:
+            places += [model_path(name) for name in (model, tokenizer) if name and name != NONE]
+        except UserError:
+            return ""  # the node will say it
+        return " ".join(stamp_of(Path(place)) for place in places if place)
 
     @classmethod
     @told

@@ -25,7 +25,7 @@ SETTINGS = (
     *("train.sample_every", "seed"),
 )
 FOLDED = SETTINGS[9:-1]
-PROMPTS = "prompts.txt"
+PROMPTS, FILES = "prompts.txt", "model_files.txt"
 OTHER_NAME = "give this one another name, or set them back"
 
 
@@ -150,7 +150,7 @@ def recipe_of(work: Work, folder: Path, shift: Shift | None, settings: Values | 
     if work.prompts:
         values["data.prompts"] = str(folder / PROMPTS)
     fixed = {"name": "graph", "evaluate.clips": 0, "train.tracker": "none"}
-    return load_recipe(work.base, {**values, **fixed})
+    return load_recipe(work.base, {**values, **fixed}, "in the inputs of Train")
 
 
 def train(recipe: Recipe, folder: Path, work: Work, watch: Watch) -> None:
@@ -162,15 +162,21 @@ def train(recipe: Recipe, folder: Path, work: Work, watch: Watch) -> None:
     """
     import comfy.model_management as management
 
+    from ..w2svd_core.errors import UserError
+    from ..w2svd_core.files import write_text
     from ..w2svd_core.job import carry_out
     from ..w2svd_core.run import RunFolder
     from ..w2svd_core.students import FOLDER, NATIVE
 
+    files = folder / FILES
     if RunFolder.is_one(folder):
         refuse_another_recipe(RunFolder.open(folder), recipe)
+        if files.is_file() and files.read_text(encoding="utf-8") != work.files():
+            raise UserError(f"the run {folder.name} was made from other model files; {OTHER_NAME}")
     with work.ready(recipe, watch) as make:
         if RunFolder.is_one(folder):
             refuse_another_origin(RunFolder.open(folder), work.origin(recipe, make, watch))
+        write_text(files, work.files())
         finished = (folder / FOLDER / NATIVE).is_file()
         code = 0 if finished else carry_out(recipe, folder, watch, make)
     if code:

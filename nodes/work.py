@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .sockets import Dataset, Encoded, ModelHandle
@@ -41,6 +42,10 @@ class Work(Protocol):
         Raises:
             UserError: model, data and recipe do not fit.
         """
+        ...
+
+    def files(self) -> str:
+        """A fingerprint of the files that the model is read from; "" for one in memory, whose weights are compared."""
         ...
 
     def origin(self, recipe: Recipe, make: Maker, watch: Watch) -> Mapping[str, str]:
@@ -113,6 +118,13 @@ class NamedWork:
         finally:
             management.soft_empty_cache()
 
+    def files(self) -> str:
+        from ..w2svd_core.assembly import BUNDLED_TEACHER
+        from ..w2svd_core.data.file_prints import print_of_files
+
+        path = BUNDLED_TEACHER if self.model.path == "bundled" else Path(self.model.path)
+        return print_of_files(path / "transformer" if (path / "transformer").is_dir() else path)
+
     def origin(self, recipe: Recipe, make: Maker, watch: Watch) -> Mapping[str, str]:
         from ..w2svd_core.assembly import encoder_source, training_set
         from ..w2svd_core.loading import device
@@ -164,6 +176,9 @@ class NativeWork:
         data = native.native_data(self.model, d.latents, d.conditioning, d.negative, d.captions, shape=shape)
         with native.native_job(self.model, recipe, data, native.NativeSource(self.model, self.vae)) as job:
             yield given(job)
+
+    def files(self) -> str:
+        return ""
 
     def origin(self, recipe: Recipe, make: Maker, watch: Watch) -> Mapping[str, str]:
         from ..w2svd_core.lora_files import base_hash

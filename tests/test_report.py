@@ -127,6 +127,7 @@ def test_pictures_hold_every_clip(rows: list[Row]) -> None:
     assert sheet.shape[1] >= 3 * 4 * 128
     one = grid([[rows[0].shown[0, 0]]], ["data"], ["a person"])
     assert (one[:30] < 128).any()  # the name of the column
+    assert grid([[rows[0].shown[0, 0]]], ["data"], [""]).shape[0] < one.shape[0]  # no caption takes no room
 
 
 def test_smoothing_looks_back() -> None:

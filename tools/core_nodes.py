@@ -40,7 +40,8 @@ class Kind:
 
     Attributes:
         preview: px that a picture or text takes below the widgets.
-        growth: px that the page adds below: for a video when it is there, for a widget that only later versions have.
+        growth: px that later versions of the node are higher.
+        video: height over width of the video that the page puts below the widgets; 0 = none.
     """
 
     title: str
@@ -50,15 +51,16 @@ class Kind:
     core: bool = True
     preview: int = 0
     growth: int = 0
+    video: float = 0.0
 
 
-def _kind(title: str, sockets: str, outputs: str, *widgets: Widget, growth: int = 0) -> Kind:
+def _kind(title: str, sockets: str, outputs: str, *widgets: Widget, growth: int = 0, video: float = 0.0) -> Kind:
     """Sockets as "model:MODEL ..." texts."""
 
     def read(text: str) -> tuple[Socket, ...]:
         return tuple(Socket(*part.split(":")) for part in text.split())
 
-    return Kind(title, read(sockets), widgets, read(outputs), growth=growth)
+    return Kind(title, read(sockets), widgets, read(outputs), growth=growth, video=video)
 
 
 CORE: dict[str, Kind] = {
@@ -117,7 +119,7 @@ CORE: dict[str, Kind] = {
     ),
     "VAEDecode": _kind("VAE Decode", "samples:LATENT vae:VAE", "IMAGE:IMAGE"),
     "VAEEncode": _kind("VAE Encode", "pixels:IMAGE vae:VAE", "LATENT:LATENT"),
-    "CreateVideo": _kind("Create Video", "images:IMAGE", "VIDEO:VIDEO", Widget("fps", "FLOAT", 16.0), growth=24),
+    "CreateVideo": _kind("Create Video", "images:IMAGE", "VIDEO:VIDEO", Widget("fps", "FLOAT", 16.0), growth=44),
     "SaveVideo": _kind(
         "Save Video",
         "video:VIDEO",
@@ -125,6 +127,6 @@ CORE: dict[str, Kind] = {
         Widget("filename_prefix", "STRING", "w2svd/clip"),
         Widget("format", "COMBO", "auto"),
         Widget("codec", "COMBO", "auto"),
-        growth=220,
+        video=0.6,
     ),
 }

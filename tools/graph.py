@@ -12,10 +12,11 @@ from core_nodes import Kind, Socket, Widget
 from packed import ROOT, schemas
 
 WIDE, GAP, TITLE = 340, 50, 30  # px: width of a node, between nodes, a node's head
-SOCKET, WIDGET, EDGE, TEXT = 20, 24, 14, 90  # px of height: a socket, a widget, a node's edges, what a long text adds
+# px of height: a socket, a widget, a node's edges, what a long text adds, and what a linked one
+SOCKET, WIDGET, EDGE, TEXT, LINKED = 20, 24, 14, 90, 30
 CHARACTER, WIDEST = 6.5, 520  # px: of a widget's text, and what a node may become for the sake of one
 NOTE_LINE, NOTE_CHARACTER, NOTE_LEAST, HEAD_CHARACTER = 14, 6, 88, 14  # px: texts of notes, names of groups
-ROW_OF_GROUPS = 3200  # px after which a group begins a new row
+ROW_OF_GROUPS = 3600  # px after which a group begins a new row
 COLOURS = ("#3f789e", "#8a5aa8", "#3d8a5f", "#a06a2c", "#5b6b2f")
 PREVIEWS = {
     "W2SVD_ConvertLoRA": 60,
@@ -23,11 +24,12 @@ PREVIEWS = {
     "W2SVD_Metrics": 170,
     "W2SVD_PlotLoss": 240,
     "W2SVD_SaveLoRA": 60,
-    "W2SVD_Sigmas": 90,
+    "W2SVD_Sigmas": 130,
     "W2SVD_Train": 320,
     "W2SVD_WeakLoRA": 90,
 }  # px of the picture or text on a node
-GROWTHS = {"W2SVD_SideBySide": 320}  # px that the page adds to a node when its video is there
+VIDEOS = {"W2SVD_SideBySide": 0.4}  # height over width of the video that the page puts below a node's widgets
+LEAST = {"W2SVD_Metrics": 500, "W2SVD_Sigmas": 360}  # px of width that the text on a node takes
 
 
 def own_kinds() -> dict[str, Kind]:
@@ -47,8 +49,8 @@ def _own(schema: Any) -> Kind:
         else:
             sockets.append(Socket(entry.id, entry.io_type, bool(entry.optional), label))
     outputs = tuple(Socket(output.display_name, output.io_type) for output in schema.outputs or ())
-    preview, growth = PREVIEWS.get(schema.node_id, 0), GROWTHS.get(schema.node_id, 0)
-    return Kind(schema.display_name, tuple(sockets), tuple(widgets), outputs, False, preview, growth)
+    preview, video = PREVIEWS.get(schema.node_id, 0), VIDEOS.get(schema.node_id, 0.0)
+    return Kind(schema.display_name, tuple(sockets), tuple(widgets), outputs, False, preview, video=video)
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class Node:
     title: str
     models: tuple[Mapping[str, str], ...]
     width: int
-    tall: int
+    shape: float
     pos: tuple[int, int] = (0, 0)
 
     def out(self, name: str) -> Out:
@@ -83,20 +85,26 @@ class Node:
         kind = self.kind
         sockets = max(len(kind.sockets), len(kind.outputs))
         widgets = len(kind.widgets) + sum(widget.control for widget in kind.widgets)
-        texts = sum(widget.multiline for widget in kind.widgets)
-        return EDGE + SOCKET * sockets + WIDGET * widgets + TEXT * texts + kind.preview
+        texts = [self.given.get(widget.name) for widget in kind.widgets if widget.multiline]
+        high = sum(LINKED if isinstance(text, Out) else TEXT for text in texts)
+        return EDGE + SOCKET * sockets + WIDGET * widgets + high + kind.preview
+
+    @property
+    def least(self) -> int:
+        """px of width that it asks for, or that the longest text of a widget takes."""
+        lines = [widget for widget in self.kind.widgets if not widget.multiline]
+        longest = max((len(widget.label or widget.name) + len(str(self.value(widget))) for widget in lines), default=0)
+        return max(self.width, LEAST.get(self.name, 0), min(WIDEST, int(80 + CHARACTER * longest)))
 
     @property
     def room(self) -> int:
         """px below the head once the node has run."""
-        return self.height + (self.tall or self.kind.growth)
+        return self.height + self.kind.growth + int(self.video * self.width)
 
     @property
-    def wide(self) -> int:
-        """px: its width, or what the longest text of a widget takes."""
-        lines = [widget for widget in self.kind.widgets if not widget.multiline]
-        longest = max((len(widget.label or widget.name) + len(str(self.value(widget))) for widget in lines), default=0)
-        return max(self.width, min(WIDEST, int(80 + CHARACTER * longest)))
+    def video(self) -> float:
+        """Height over width of the video that it shows."""
+        return self.shape or self.kind.video
 
     def value(self, widget: Widget) -> Any:
         """What a widget shows; its default where it is linked."""
@@ -117,7 +125,7 @@ class Group:
     @property
     def widths(self) -> list[int]:
         """px of each column."""
-        return [max(node.wide for node in column) for column in self.columns]
+        return [max(node.least for node in column) for column in self.columns]
 
     @property
     def wide(self) -> int:
@@ -131,12 +139,12 @@ class Group:
         return max(NOTE_LEAST, GAP + NOTE_LINE * lines)
 
     def place(self, left: int, top: int) -> int:
-        """Give its nodes their places; returned is where the lowest ends."""
+        """Give its nodes their places and widths; returned is where the lowest ends."""
         lowest = top
         for column, width in zip(self.columns, self.widths, strict=True):
             y = top
             for node in column:
-                node.pos = (left, y)
+                node.pos, node.width = (left, y), node.least if node.video else width
                 lowest = max(lowest, y + node.room)
                 y += node.room + TITLE + GAP // 2
             left += width + GAP
@@ -154,10 +162,11 @@ class Group:
         title: str = "",
         models: tuple[Mapping[str, str], ...] = (),
         width: int = WIDE,
-        tall: int = 0,
+        shape: float = 0.0,
         **given: Any,
     ) -> Node:
-        """A node below the last one of this column; `tall` is how much it grows, where that is not usual.
+        """A node below the last one of this column; `shape` is the height over the width of what it shows, where
+        that is not usual.
 
         Raises:
             ValueError: an input that the node has not, or a socket that lacks its link.
@@ -167,7 +176,7 @@ class Group:
         missing = {entry.name for entry in kind.sockets if not entry.optional} - set(given)
         if set(given) - known or missing:
             raise ValueError(f"{self.flow.name}: {name} has no {set(given) - known}, lacks {missing}")
-        node = Node(len(self.flow.nodes) + 1, name, kind, given, title or kind.title, models, width, tall)
+        node = Node(len(self.flow.nodes) + 1, name, kind, given, title or kind.title, models, width, shape)
         self.flow.nodes.append(node)
         if not self.columns:
             self.column()
@@ -270,7 +279,7 @@ class Flow:
             "id": node.key,
             "type": node.name,
             "pos": list(node.pos),
-            "size": [node.wide, node.height],
+            "size": [node.width, node.height],
             "flags": {},
             "order": order,
             "mode": 0,
@@ -307,9 +316,9 @@ class Flow:
                 number = len(groups)
                 high = group.note_height
                 notes.append(
-                    _note(len(self.nodes) + number + 1, group.note, (left, top + TITLE + GAP), (group.wide, high))
+                    _note(len(self.nodes) + number + 1, group.note, (left, top + 2 * TITLE), (group.wide, high))
                 )
-                bottom = group.place(left, top + 2 * TITLE + 2 * GAP + high)
+                bottom = group.place(left, top + 4 * TITLE + high)
                 box = [left - GAP // 2, top - GAP // 2, group.wide + GAP, bottom - top + GAP]
                 colour = COLOURS[number % len(COLOURS)]
                 groups.append({"id": number + 1, "title": group.title, "bounding": box, "color": colour, "flags": {}})

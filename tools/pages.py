@@ -1,7 +1,7 @@
 """Help pages and languages from the schemas: python tools/pages.py
 
-It writes locales/en/nodeDefs.json, and the tables of every page in web/docs; what stands above the tables is written
-by hand. locales/zh/nodeDefs.json is a translation by hand, out of which the Chinese tables are made. Run it after a
+It writes locales/en/nodeDefs.json, and the lists of every page in web/docs; what stands above the lists is written
+by hand. locales/zh/nodeDefs.json is a translation by hand, out of which the Chinese lists are made. Run it after a
 change of a schema; it names what is still to be written.
 """
 
@@ -18,13 +18,12 @@ DOCS, LOCALES = ROOT / "web" / "docs", ROOT / "locales"
 LANGUAGES = ("en", "zh")
 WORDS = {
     "en": {
-        "inputs": "Inputs", "outputs": "Outputs", "name": "Name", "type": "Type", "values": "Values",
-        "default": "Default", "meaning": "Meaning", "optional": "optional", "to": " to ", "empty": "empty",
-        "file": "a file",
+        "inputs": "Inputs", "outputs": "Outputs", "default": "default", "optional": "optional", "to": " to ",
+        "empty": "empty", "file": "a file",
     },
     "zh": {
-        "inputs": "输入", "outputs": "输出", "name": "名称", "type": "类型", "values": "取值", "default": "默认值",
-        "meaning": "含义", "optional": "可选", "to": " 到 ", "empty": "空", "file": "文件",
+        "inputs": "输入", "outputs": "输出", "default": "默认值", "optional": "可选", "to": " 到 ",
+        "empty": "空", "file": "文件",
     },
 }  # fmt: skip
 SPECIAL = re.compile(r"[{}@|]")  # what vue-i18n, which shows these texts, would read as its own signs
@@ -82,35 +81,29 @@ def default(entry: Any, words: Mapping[str, str]) -> str:
     return f"`{text}`"
 
 
-def table(heads: list[str], rows: list[list[str]]) -> list[str]:
-    """A markdown table; signs that would end a cell are escaped."""
-    lines = [
-        heads,
-        ["---"] * len(heads),
-        *([cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows),
-    ]
-    return [f"| {' | '.join(line)} |" for line in lines]
+def point(head: str, meaning: str) -> list[str]:
+    """A point of a list, which fits ComfyUI's narrow panel where a table of several columns does not."""
+    return [f"- {head}", "", f"  {meaning}", ""]
 
 
-def tables(schema: Any, names: Names, language: str) -> str:
-    """The end of a page: a table of the inputs and one of the outputs."""
+def lists(schema: Any, names: Names, language: str) -> str:
+    """The end of a page: a list of the inputs and one of the outputs."""
     words = WORDS[language]
     lines: list[str] = []
     if schema.inputs:
-        heads = [words[key] for key in ("name", "type", "values", "default", "meaning")]
-        rows = []
+        lines += [f"## {words['inputs']}", ""]
         for entry in schema.inputs:
             name = names["inputs"][entry.id]
-            kind = f"{entry.io_type}, {words['optional']}" if entry.optional else entry.io_type
-            rows.append([name["name"], kind, values(entry, words), default(entry, words), plain(name["tooltip"])])
-        lines += [f"## {words['inputs']}", "", *table(heads, rows), ""]
+            value = default(entry, words)
+            optional = words["optional"] if entry.optional else ""
+            about = [entry.io_type, optional, values(entry, words), value and f"{words['default']} {value}"]
+            head = " · ".join([f"**{name['name']}**", *filter(None, about)])
+            lines += point(head, plain(name["tooltip"]).replace("\n", " "))
     if schema.outputs:
-        rows = []
+        lines += [f"## {words['outputs']}", ""]
         for place, output in enumerate(schema.outputs):
             name = names["outputs"][str(place)]
-            rows.append([name["name"], output.io_type, plain(name["tooltip"])])
-        heads = [words[key] for key in ("name", "type", "meaning")]
-        lines += [f"## {words['outputs']}", "", *table(heads, rows), ""]
+            lines += point(f"**{name['name']}** · {output.io_type}", plain(name["tooltip"]))
     return "\n".join(lines)
 
 
@@ -120,14 +113,14 @@ def page_path(node_id: str, language: str) -> Path:
 
 
 def prose(text: str) -> str:
-    """What of a page is written by hand: everything above the tables."""
+    """What of a page is written by hand: everything above the lists."""
     heads = "|".join(re.escape(WORDS[language][key]) for language in LANGUAGES for key in ("inputs", "outputs"))
     return re.split(rf"(?m)^## (?:{heads})$", text)[0].strip()
 
 
 def rendered(above: str, schema: Any, names: Names, language: str) -> str:
     """A whole page."""
-    return f"{above}\n\n{tables(schema, names, language)}"
+    return f"{above}\n\n{lists(schema, names, language)}"
 
 
 def read_locale(language: str) -> dict[str, Any]:

@@ -81,7 +81,7 @@ def decoded(group: Group, sampler: Node, vae_: Out) -> Out:
     return group.add("VAEDecode", samples=sampler.out("output"), vae=vae_).out("IMAGE")
 
 
-def film(group: Group, images: Out, name: str, fps: float, tall: int = 0) -> None:
-    """A video file in the output folder; `tall` is the height that it is shown with, where that is not usual."""
+def film(group: Group, images: Out, name: str, fps: float, shape: float = 0.0) -> None:
+    """A video file in the output folder; `shape` is its height over its width, where that is not usual."""
     video = group.add("CreateVideo", images=images, fps=fps)
-    group.add("SaveVideo", tall=tall, video=video.out("VIDEO"), filename_prefix=f"w2svd/{name}")
+    group.add("SaveVideo", shape=shape, video=video.out("VIDEO"), filename_prefix=f"w2svd/{name}")

@@ -7,7 +7,7 @@ from graph import Flow, Kind
 
 WORDS = "A pale person with long red hair, green clothes, talking"
 FPS = 8.0
-SQUARE = 340  # px that a square clip makes Save Video grow
+BESIDE = 2.0  # height over width of four clips below each other, two beside each other
 
 
 def teacher(kinds: dict[str, Kind]) -> Flow:
@@ -42,8 +42,8 @@ def teacher(kinds: dict[str, Kind]) -> Flow:
     )
     ending.add(
         "W2SVD_SideBySide",
-        width=420,
-        tall=980,
+        width=320,
+        shape=BESIDE,
         first=columns[0],
         second=columns[1],
         names="28 steps, 4 steps",
@@ -52,7 +52,7 @@ def teacher(kinds: dict[str, Kind]) -> Flow:
     )
     numbers = ending.column()
     numbers.add("W2SVD_Metrics", width=460, images=columns[1], reference=columns[0], clips=4)
-    parts.film(numbers, columns[0], "portraits_teacher", FPS, SQUARE)
+    parts.film(numbers, columns[0], "portraits_teacher", FPS, 1.0)
     return flow
 
 
@@ -98,16 +98,17 @@ def distil(kinds: dict[str, Kind]) -> Flow:
     teacher_done = parts.sampled(
         slow, model.out("model"), start[2], start[0], euler.out("SAMPLER"), sigmas.out("all"), start[1]
     )
+    columns = [parts.decoded(slow, teacher_done, model.out("vae"))]
     fast = flow.group("5. Student: 4 steps", "Its LoRA says which noise levels and which sampler it was trained for.")
     lora = fast.add("W2SVD_LoadLoRA", width=380, model=model.out("model"), lora_model=train.out("lora"))
     student = parts.sampled(
         fast, lora.out("model"), start[2], start[0], lora.out("sampler"), lora.out("sigmas"), start[1]
     )
+    columns.append(parts.decoded(fast, student, model.out("vae")))
     ending = flow.group("6. Side by side", "Few-step students lose motion and colour first: read the numbers, too.")
-    columns = [parts.decoded(ending, done, model.out("vae")) for done in (teacher_done, student)]
     ending.add("W2SVD_Metrics", width=460, images=columns[1], reference=columns[0], clips=4)
-    parts.film(ending, columns[1], "portraits_student", FPS, SQUARE)
+    parts.film(ending, columns[1], "portraits_student", FPS, 1.0)
     names = "teacher 28 steps, student 4 steps"
     beside = {"first": columns[0], "second": columns[1], "names": names, "clips": 4, "fps": FPS}
-    ending.column().add("W2SVD_SideBySide", width=420, tall=1000, **beside)
+    ending.column().add("W2SVD_SideBySide", width=320, shape=BESIDE, **beside)
     return flow

@@ -201,7 +201,7 @@ def installed(home: Path, later: bool = False) -> Iterator[None]:
                 sys.modules[name] = module
 
 
-def load_pack(name: str = "custom_nodes_x_w2svd") -> ModuleType:
+def load_pack(name: str = "/comfyui/custom_nodes/w2svd") -> ModuleType:
     """The extension as ComfyUI loads it: by its path, under a name of its own, inside `installed`."""
     import importlib.util
 

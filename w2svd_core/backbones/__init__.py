@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-import importlib
+from collections.abc import Callable
 
 from ..errors import UserError
 from .base import Backbone
 
-FAMILIES = {"wan": ".wan"}
+
+def _wan() -> Backbone:
+    from .wan import BACKBONE
+
+    return BACKBONE
+
+
+FAMILIES: dict[str, Callable[[], Backbone]] = {"wan": _wan}
 
 
 def backbone(family: str) -> Backbone:
@@ -18,5 +25,4 @@ def backbone(family: str) -> Backbone:
     """
     if family not in FAMILIES:
         raise UserError(f"model.family {family!r} is not known; use one of: {', '.join(sorted(FAMILIES))}")
-    found: Backbone = importlib.import_module(FAMILIES[family], __name__).BACKBONE
-    return found
+    return FAMILIES[family]()

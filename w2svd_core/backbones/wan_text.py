@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import importlib
 import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -116,7 +115,7 @@ def clean(prompt: str) -> str:
 
 def _mended(prompt: str) -> str:
     try:
-        ftfy = importlib.import_module("ftfy")
+        import ftfy
     except ImportError as error:
         if prompt.isascii():
             return prompt
