@@ -17,23 +17,23 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 from unittest import mock
 
 import torch
 from flops import flops
 from torch import Tensor
 
+from w2svd_core.assembly import job_of
 from w2svd_core.backbones import backbone
 from w2svd_core.backbones.base import Architecture
 from w2svd_core.condition import Condition
 from w2svd_core.data.latents import LatentSet
 from w2svd_core.distillation import Distillation
 from w2svd_core.geometry import LatentGeometry
-from w2svd_core.learner import Learner, lr_schedule
 from w2svd_core.roles import Query, SharedModel
 from w2svd_core.rollout import exit_law
-from w2svd_core.settings import Critic, Matching, Optimizer, Recipe, Rollout, Student, Train
+from w2svd_core.settings import Critic, Matching, Recipe, Rollout, Student, Train
 
 REUSES = ("visited", "exit", "fresh")
 MOST_FORWARDS = 28.0  # of a round with its 5 critic updates
@@ -142,12 +142,9 @@ def distillation(size: Size, model: SharedModel, reuse: Any, updates: int = 5) -
     )
     data = LatentSet(torch.zeros(1, *size.latents), size.condition(1, "cpu"), size.condition(1, "cpu"), ("",))
 
-    def learner(role: Any, optimizer: Optimizer) -> Learner:
-        schedule = lr_schedule("constant", 0, 0)
-        return Learner(role, model.parameters(role), optimizer, schedule=schedule, clip_norm=10.0, max_nonfinite=5)
-
-    student, critic = learner("generator", recipe.student), learner("fake", recipe.critic)
-    return Distillation(recipe, model, data, student, critic)
+    program = job_of(recipe, model, cast(Any, None), data).program
+    assert isinstance(program, Distillation)
+    return program
 
 
 @contextmanager

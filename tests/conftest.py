@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from wan_kinds import condition_of, new_wan, program_of, with_roles
+from wan_kinds import Conditions, Models, Programs, Recipes, condition_of, new_wan, program_of, with_roles
 
-from w2svd_core.condition import Condition
 from w2svd_core.config import check_recipe
 from w2svd_core.data.latents import LatentSet
 from w2svd_core.distillation import Distillation
 from w2svd_core.pretraining import FlowMatching
-from w2svd_core.roles import SharedModel
 from w2svd_core.settings import Recipe
 
 torch.set_num_threads(1)  # two processes run the tests; more threads would only wait for each other
 
-Conditions = Callable[..., Condition]
-Models = Callable[..., SharedModel]
-Recipes = Callable[..., Recipe]
-Programs = Callable[..., Any]
 
 CLIP = (16, 3, 4, 4)  # c f h w: 12 tokens
 

@@ -9,16 +9,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from wan_kinds import Programs, Recipes
 
 from w2svd_core.backbones import backbone
 from w2svd_core.distillation import Distillation
 from w2svd_core.errors import UserError
 from w2svd_core.lora_files import base_hash
 from w2svd_core.rollout import Rollout
-from w2svd_core.settings import Recipe
+from w2svd_core.terms import Question
 
-Programs = Callable[..., Any]
-Recipes = Callable[..., Recipe]
 WAN = backbone("wan")
 
 
@@ -32,15 +31,16 @@ class Tape:
         for name, into in (
             ("_noise", self.noises),
             ("_score_sigma", self.sigmas),
-            ("_rollout", self.rollouts),
+            ("_rollouts", self.rollouts),
         ):
             setattr(program, name, self._recording(getattr(program, name), into))
 
     @staticmethod
     def _recording(draw: Callable[..., Any], into: list[Any]) -> Callable[..., Any]:
         def recorded(*args: Any) -> Any:
-            into.append(draw(*args))
-            return into[-1]
+            found = draw(*args)
+            into.extend(found if isinstance(found, list) else [found])
+            return found
 
         return recorded
 
@@ -62,12 +62,16 @@ class PlainDMD:
         from peft import LoraConfig, inject_adapter_in_model
 
         model = copy.deepcopy(pristine)
+        betas = (settings.beta1, settings.beta2)
+        if settings.kind == "full":
+            model.requires_grad_(True)
+            adam = torch.optim.AdamW(model.parameters(), settings.lr, betas, weight_decay=settings.weight_decay)
+            return model, adam
         config = LoraConfig(r=settings.rank, lora_alpha=settings.rank, target_modules=list(WAN.lora_targets))
         inject_adapter_in_model(config, model, name)
         weights = {n: p.detach().clone() for n, p in program.model.parameters(name).items()}  # type: ignore[arg-type]
         model.load_state_dict(weights, strict=False)
         trained = [p for n, p in model.named_parameters() if ".lora_" in n]
-        betas = (settings.beta1, settings.beta2)
         return model, torch.optim.AdamW(trained, settings.lr, betas, weight_decay=settings.weight_decay)
 
     @staticmethod
@@ -128,14 +132,16 @@ class PlainDMD:
         self.step(self.student_adam, 0.5 * (x - wanted).square().mean())
 
     def weights(self) -> dict[str, Tensor]:
-        named = [*self.student.named_parameters(), *self.critic.named_parameters()]
-        return {name: p for name, p in named if ".lora_" in name}
+        both = {"student": self.student, "critic": self.critic}
+        return {
+            f"{who}/{name}": p for who, model in both.items() for name, p in model.named_parameters() if p.requires_grad
+        }
 
 
 def trained(program: Distillation) -> dict[str, Tensor]:
     """Copies of the weights of both learners."""
-    both = program.student.parameters | program.critic.parameters
-    return {name: p.detach().clone() for name, p in both.items()}
+    both = {"student": program.student, "critic": program.critic}
+    return {f"{who}/{name}": p.detach().clone() for who, one in both.items() for name, p in one.parameters.items()}
 
 
 def furthest(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
@@ -159,11 +165,14 @@ def run_both(pristine: nn.Module, program: Distillation) -> tuple[dict[str, Tens
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 @pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("kind", ["lora", "full"])
 def test_alpha_weak_zero_is_dmd_bit_for_bit(
-    pristine: nn.Module, new_program: Programs, new_recipe: Recipes, guidance: float, checkpointing: bool
+    pristine: nn.Module, new_program: Programs, new_recipe: Recipes, guidance: float, checkpointing: bool, kind: str
 ) -> None:
     recipe = new_recipe(
         {
+            "student.kind": kind,
+            "critic.kind": kind,
             "train.steps": 3,
             "matching.alpha_weak": 0.0,
             "matching.guidance_scale": guidance,
@@ -185,7 +194,7 @@ def test_alpha_weak_zero_is_dmd_with_batched_scores(
     plain = PlainDMD(pristine, program)
     data, condition = program.data.batch([0, 1], torch.device("cpu"))
     sigma, text = torch.tensor([0.8, 0.3]), condition.fields["text"]
-    fake, real = program._scores(data, sigma, condition)
+    fake, real = program._scores(data, Question(data), sigma, condition)
     with torch.no_grad():
         cond = plain.x0(pristine, data, sigma, text)
         uncond = plain.x0(pristine, data, sigma, program.null.expand(2).fields["text"])
@@ -277,7 +286,7 @@ def test_the_head_start_trains_the_critic_alone(new_program: Programs, new_recip
     before = trained(program)
     logs = [program.round(index) for index in range(2)]
     after = trained(program)
-    assert all(torch.equal(before[name], after[name]) for name in program.student.parameters)
+    assert all(torch.equal(before[name], after[name]) for name in before if name.startswith("student/"))
     assert program.critic.updates == 4 and program.student.updates == 0 and "student/loss" not in logs[0]
     assert "student/loss" in program.round(2)
     assert program.student.updates == 1 and program.rounds == 6
@@ -351,7 +360,7 @@ def test_diversity_is_logged_against_the_clips_of_the_same_rows(
     for index in (1, 2):
         tape.rollouts.clear()
         with torch.no_grad():  # the student as it is before its update
-            samples = program._student_x0(program._rollout(index, 0))
+            samples = program._student_x0(program._rollouts(index, 0)[0])
         wanted = samples.flatten(1)
         texts = tape.rollouts[0].condition.fields["text"]
         rows = [int((program.data.condition.fields["text"] == text).all(2).all(1).nonzero()) for text in texts]

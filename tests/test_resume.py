@@ -11,13 +11,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from wan_kinds import Programs, Recipes
 
 from w2svd_core.run import KEPT_CHECKPOINTS, RunFolder
-from w2svd_core.settings import Recipe, Train
+from w2svd_core.settings import Train
 from w2svd_core.trainer import Interrupted, Program, train
-
-Programs = Callable[..., Any]
-Recipes = Callable[..., Recipe]
 
 CASES: list[dict[str, Any]] = [
     {},
@@ -32,6 +30,8 @@ CASES: list[dict[str, Any]] = [
     {"rollout.reuse": "exit", "matching.guidance_scale": 3.0, "model.gradient_checkpointing": True},
     {"rollout.reuse": "fresh", "rollout.source": "noised_data", "critic.warmup": 4},
     {"method": "flow_matching", "train.steps": 4, "student.kind": "full", "student.ema": 0.9},
+    {"method": "consistency", "train.steps": 4, "consistency.target_ema": 0.9, "model.gradient_checkpointing": True},
+    {"method": "consistency", "train.steps": 4, "student.kind": "full", "consistency.target_ema": 0.0},
 ]
 
 

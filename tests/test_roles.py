@@ -14,14 +14,12 @@ from typing import Any, Literal
 import pytest
 import torch
 from torch import Tensor, nn
-from wan_kinds import KINDS, by_hand, condition_of, new_wan, points_of, with_roles
+from wan_kinds import KINDS, Conditions, Models, by_hand, condition_of, new_wan, points_of, with_roles
 
 from w2svd_core.backbones import backbone
 from w2svd_core.condition import Condition
 from w2svd_core.roles import Query, Role, SharedModel
 
-Models = Callable[..., SharedModel]
-Conditions = Callable[..., Condition]
 Points = Callable[..., Tensor]
 Trained = Literal["fake", "generator"]
 WAN = backbone("wan")
@@ -155,11 +153,21 @@ def test_batched_scores_equal_separate_ones(new_shared: Models, texts: Condition
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
 
 
-def test_a_full_copy_does_not_share_a_batch_with_the_base(
-    new_shared: Models, texts: Conditions, points: Points
+@pytest.mark.parametrize("settings", [{"student_rank": 0}, {"critic_rank": 0, "critic_copy": True}])
+def test_a_full_copy_is_asked_by_itself_among_others(
+    new_shared: Models, texts: Conditions, points: Points, settings: dict[str, Any]
 ) -> None:
-    with pytest.raises(ValueError, match="full-copy"):
-        new_shared(student_rank=0).predict_x0_together([Query("generator", points(), SIGMA, texts(2))])
+    model = new_shared(**settings)
+    role = "fake" if model.critic_copy is not None else "generator"
+    with torch.no_grad():
+        for parameter in model.parameters(role).values():
+            parameter.add_(0.01)
+        queries = [Query(one, points(), SIGMA, texts(2)) for one in (role, "teacher", "real")]
+        copied, teacher, real = model.predict_x0_together(queries)
+        assert torch.equal(copied, model.predict_x0(role, points(), SIGMA, texts(2)))
+        assert not torch.allclose(copied, teacher, atol=1e-3)
+        torch.testing.assert_close(teacher, model.predict_x0("teacher", points(), SIGMA, texts(2)))
+        torch.testing.assert_close(real, model.predict_x0("real", points(), SIGMA, texts(2)))
 
 
 # ---- gradients

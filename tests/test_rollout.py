@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from torch import Tensor
+from wan_kinds import Conditions, Models
 
 from w2svd_core.condition import Condition
 from w2svd_core.errors import UserError
@@ -17,8 +16,6 @@ from w2svd_core.roles import SharedModel
 from w2svd_core.rollout import Rollout, VisitPool, draw_exit, exit_law, noise_data, simulate
 from w2svd_core.sampling import Sampler, sample, walk
 
-Models = Callable[..., SharedModel]
-Conditions = Callable[..., Condition]
 SHAPE, SEEDS, SIGMAS = (16, 3, 4, 4), (3, 8), sigma_list(4, 5)
 
 

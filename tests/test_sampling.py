@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from torch import Tensor
+from wan_kinds import Conditions, Models
 
-from w2svd_core.condition import Condition
 from w2svd_core.flow import RectifiedFlow, VariancePreserving, sigma_list
 from w2svd_core.generation import Way, generate, predictor
 from w2svd_core.randomness import noise_of_seeds
-from w2svd_core.roles import Role, SharedModel
+from w2svd_core.roles import Role
 from w2svd_core.sampling import Sampler, advance, guide, renewed, sample, walk
 
-Models = Callable[..., SharedModel]
-Conditions = Callable[..., Condition]
 SHAPE = (16, 3, 4, 4)
 SIGMAS = sigma_list(4, 5)
 

@@ -6,12 +6,12 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from wan_kinds import Programs, Recipes
 
 from w2svd_core.assembly import Job, bundled_encoders
 from w2svd_core.config import check_recipe, load_recipe
@@ -21,8 +21,6 @@ from w2svd_core.lora_metadata import LoraMetadata
 from w2svd_core.settings import Recipe
 from w2svd_core.students import save_student, without_places
 
-Programs = Callable[..., Any]
-Recipes = Callable[..., Recipe]
 PLACES = {"data.folder": "/home/somebody/clips", "data.cache": "/home/somebody/cache", "model.path": "/home/somebody/w"}
 
 

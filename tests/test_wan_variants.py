@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from wan_kinds import KINDS, by_hand, condition_of, new_wan, points_of, program_of, with_roles
+from wan_kinds import KINDS, Recipes, by_hand, condition_of, new_wan, points_of, program_of, with_roles
 
 from w2svd_core import lora_files
 from w2svd_core.backbones import backbone, wan_keys, wan_variants
@@ -26,9 +26,8 @@ from w2svd_core.geometry import LatentGeometry
 from w2svd_core.objectives.distribution_matching import matching_gradient
 from w2svd_core.objectives.flow_matching import denoising_loss
 from w2svd_core.roles import Query
-from w2svd_core.settings import Recipe
+from w2svd_core.terms import Question
 
-Recipes = Callable[..., Recipe]
 WAN = backbone("wan")
 SIGMA = torch.tensor([0.9, 0.35])
 WIDE = {"attention_head_dim": 128, "num_attention_heads": 1, "text_dim": 16}  # a head that needs no config to be known
@@ -276,7 +275,8 @@ def test_a_given_frame_gets_no_gradient_and_does_not_count_in_the_mean(new_recip
     program: Any = program_of(recipe, new_wan("ti2v"), clips_of("ti2v"), fresh=False)
     condition, x_t = condition_of("ti2v", 2), points_of("ti2v")
     x0 = program.model.predict_x0("generator", x_t, SIGMA, condition)
-    fake, real = program._scores(points_of("ti2v", seed=7), SIGMA, condition)
+    points = points_of("ti2v", seed=7)
+    fake, real = program._scores(points, Question(points), SIGMA, condition)
     found = matching_gradient(x0, fake, real, 1e-6, WAN.free(condition, x0))
     assert not found[:, :, 0].any() and found[:, :, 1:].count_nonzero() > 0.9 * found[:, :, 1:].numel()
     alone = matching_gradient(x0[:, :, 1:], fake[:, :, 1:], real[:, :, 1:], 1e-6)
@@ -348,9 +348,9 @@ def test_every_method_trains_every_kind(kind: str, changes: dict[str, Any], new_
     seen: list[Condition] = []
     predict = program.model.predict
 
-    def watched(role: Any, x_t: Tensor, sigma: Any, condition: Condition) -> Tensor:
+    def watched(role: Any, x_t: Tensor, sigma: Any, condition: Condition, alpha: float | None = None) -> Tensor:
         seen.append(condition)
-        found: Tensor = predict(role, x_t, sigma, condition)
+        found: Tensor = predict(role, x_t, sigma, condition, alpha)
         return found
 
     program.model.predict = watched

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from w2svd_core.assembly import job_of
 from w2svd_core.backbones import backbone
 from w2svd_core.condition import Condition
 from w2svd_core.data.latents import LatentSet
-from w2svd_core.distillation import Distillation
-from w2svd_core.learner import Learner, lr_schedule
-from w2svd_core.pretraining import FlowMatching
 from w2svd_core.roles import SharedModel
 from w2svd_core.settings import Recipe
+from w2svd_core.trainer import Program
+
+Conditions = Callable[..., Condition]
+Models = Callable[..., SharedModel]
+Recipes = Callable[..., Recipe]
+Programs = Callable[..., Any]
 
 TEXT, IMAGE = 16, 20  # widths of embeddings
 IMAGE_TOKENS, TEXT_TOKENS = 7, 5
@@ -94,34 +99,17 @@ def with_roles(pristine: nn.Module, fresh: bool = False, **settings: Any) -> Sha
     return model
 
 
-def program_of(recipe: Recipe, pristine: nn.Module, data: LatentSet, **settings: Any) -> Distillation | FlowMatching:
+def program_of(recipe: Recipe, pristine: nn.Module, data: LatentSet, source: Any = None, **settings: Any) -> Program:
     """The program of a recipe on a copy of the model, as `assembly` makes it."""
 
-    def learner(model: SharedModel, role: Any, optimizer: Any, ema: float, updates: int) -> Learner:
-        t = recipe.train
-        return Learner(
-            "student" if role == "generator" else "critic",
-            model.parameters(role),
-            optimizer,
-            schedule=lr_schedule(t.lr_decay, t.lr_warmup, updates),
-            clip_norm=t.clip_norm,
-            max_nonfinite=t.max_nonfinite,
-            ema=ema,
-        )
-
-    distils = recipe.method == "distribution_matching"
+    matches = recipe.method == "distribution_matching" and recipe.matching.weight > 0
     of_recipe = {
-        "critic_rank": recipe.critic.rank if distils else 0,
+        "critic_rank": recipe.critic.rank if matches and recipe.critic.kind == "lora" else 0,
+        "critic_copy": matches and recipe.critic.kind == "full",
         "student_rank": recipe.student.rank if recipe.student.kind == "lora" else 0,
         "alpha_weak": recipe.matching.alpha_weak,
         "alpha_strong": recipe.matching.alpha_strong,
         "checkpointing": recipe.model.gradient_checkpointing,
     }
     model = with_roles(pristine, **{"fresh": True, **of_recipe, **settings})
-    steps = recipe.train.steps
-    student = learner(model, "generator", recipe.student, recipe.student.ema, steps)
-    if not distils:
-        return FlowMatching(recipe, model, data, student)
-    rounds = recipe.critic.warmup + steps
-    critic = learner(model, "fake", recipe.critic, 0.0, rounds * recipe.critic.updates)
-    return Distillation(recipe, model, data, student, critic)
+    return job_of(recipe, model, cast(Any, source), data).program

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ from torch import Tensor
 
 from .backbones import backbone
 from .backbones.base import Architecture, Backbone
-from .data.codec import load_portrait_codec
+from .consistency_training import Consistency
+from .data.codec import FrameByFrame, load_portrait_codec
 from .data.encoder_source import EncoderSource, LoadedEncoders
 from .data.latents import Progress, load_latents
 from .data.prepare import prepare
@@ -25,17 +26,20 @@ from .data.wanted import prepared_set
 from .distillation import Distillation
 from .errors import UserError
 from .files import dtype_named
+from .geometry import LatentGeometry
 from .hub import fetched
 from .learner import Learner, lr_schedule
 from .lora_algebra import merge_files, read_at_rank
 from .lora_files import load_into_peft, read_changes
 from .pretraining import FlowMatching
 from .roles import FAKE, GENERATOR, SharedModel
-from .settings import Model, Optimizer, Recipe
+from .sections import Optimizer
+from .settings import Model, Recipe
 from .trainer import Program
 
 ASSETS = Path(__file__).parent / "assets"
 BUNDLED_TEACHER = ASSETS / "portrait_teacher.safetensors"
+BUNDLED = {"image_unet": ASSETS / "portrait_image.safetensors", "animatediff": ASSETS / "portrait_motion.safetensors"}
 BUNDLED_CODEC = ASSETS / "portrait_codec.safetensors"
 
 
@@ -57,7 +61,8 @@ def bundled_encoders() -> LoadedEncoders:
 
 def located(settings: Model) -> Model:
     """The same model with every part on this machine: the bundled one by its path, hub repositories fetched."""
-    path = str(BUNDLED_TEACHER) if settings.path == "bundled" else settings.path
+    own = BUNDLED.get(settings.family, BUNDLED_TEACHER)
+    path = str(own) if settings.path == "bundled" else settings.path
     return fetched(settings.model_copy(update={"path": path}))
 
 
@@ -71,6 +76,8 @@ def encoder_source(settings: Model, device: torch.device) -> EncoderSource:
     if settings.encoders == "own":
         return family.encoder_source(settings, device)
     bundled = bundled_encoders()
+    if family.frame_by_frame:
+        return LoadedEncoders(FrameByFrame(load_portrait_codec(BUNDLED_CODEC)), bundled.prompts)
     return replace(bundled, start=family.start_encoder(settings, bundled.codec))
 
 
@@ -103,11 +110,26 @@ def load_base(settings: Model, source: EncoderSource, seed: int) -> tuple[Backbo
             s = settings
             sizes = Architecture(s.heads, s.head_dim, s.ffn_dim, s.layers, source.width, s.first_frame)
             return family, family.build(sizes)
-    model = family.load(Path(located(settings).path), dtype_named(settings.precision)).eval()
-    family.check_fit(model, source.geometry, source.width)
-    merge_files(model, settings.loras, family.keys)
+    family, model = load_model(settings, source.geometry, source.width)
     if settings.init == "first_frame":
         model = family.with_first_frame(model).eval()
+    return family, model
+
+
+def load_model(settings: Model, latents: LatentGeometry, width: int) -> tuple[Backbone, torch.nn.Module]:
+    """The family and its model from `model.path`, with `model.loras` merged into it.
+
+    Args:
+        latents: that it must take.
+        width: of the prompts' tokens that it must take.
+
+    Raises:
+        UserError: as `load_base`.
+    """
+    family = backbone(settings.family)
+    model = family.load(Path(located(settings).path), dtype_named(settings.precision)).eval()
+    family.check_fit(model, latents, width)
+    merge_files(model, settings.loras, family.keys)
     return family, model
 
 
@@ -127,11 +149,12 @@ def roles_of(recipe: Recipe, family: Backbone, base: torch.nn.Module) -> SharedM
     Raises:
         UserError: the LoRA in `student.init` is none for this model.
     """
-    distils = recipe.method == "distribution_matching"
+    matches = recipe.method == "distribution_matching" and recipe.matching.weight > 0
     model = SharedModel(
         family,
         base,
-        critic_rank=recipe.critic.rank if distils else 0,
+        critic_rank=recipe.critic.rank if matches and recipe.critic.kind == "lora" else 0,
+        critic_copy=matches and recipe.critic.kind == "full",
         student_rank=recipe.student.rank if recipe.student.kind == "lora" else 0,
         alpha_weak=recipe.matching.alpha_weak,
         alpha_strong=recipe.matching.alpha_strong,
@@ -207,32 +230,28 @@ def job_of(
     """
     _, condition = data.batch(data.rows(0, 1, recipe.seed), torch.device("cpu"))
     model.backbone.check_condition(model.base, condition)
-    student = _learner(recipe, model, GENERATOR, recipe.student, recipe.train.steps, recipe.student.ema, reduce)
-    if recipe.method == "flow_matching":
-        return Job(model, source, data, FlowMatching(recipe, model, data, student, rank), student)
-    rounds = recipe.critic.warmup + recipe.train.steps
-    critic = _learner(recipe, model, FAKE, recipe.critic, rounds * recipe.critic.updates, 0.0, reduce)
-    return Job(model, source, data, Distillation(recipe, model, data, student, critic, rank), student)
-
-
-def _learner(
-    recipe: Recipe,
-    model: SharedModel,
-    role: Any,
-    optimizer: Optimizer,
-    updates: int,
-    ema: float,
-    reduce: Callable[[Tensor], Tensor] | None,
-) -> Learner:
     t = recipe.train
-    return Learner(
-        "student" if role == GENERATOR else "critic",
-        model.parameters(role),
-        optimizer,
-        schedule=lr_schedule(t.lr_decay, t.lr_warmup, updates),
-        clip_norm=t.clip_norm,
-        max_nonfinite=t.max_nonfinite,
-        ema=ema,
-        reduce=reduce,
-        scale_loss=recipe.model.precision == "fp16",
-    )
+
+    def new_learner(
+        name: str, parameters: Mapping[str, torch.nn.Parameter], optimizer: Optimizer, updates: int, ema: float = 0.0
+    ) -> Learner:
+        return Learner(
+            name,
+            parameters,
+            optimizer,
+            schedule=lr_schedule(t.lr_decay, t.lr_warmup, updates),
+            clip_norm=t.clip_norm,
+            max_nonfinite=t.max_nonfinite,
+            ema=ema,
+            reduce=reduce,
+            scale_loss=recipe.model.precision == "fp16",
+        )
+
+    student = new_learner("student", model.parameters(GENERATOR), recipe.student, t.steps, recipe.student.ema)
+    if recipe.method != "distribution_matching":
+        method = Consistency if recipe.method == "consistency" else FlowMatching
+        return Job(model, source, data, method(recipe, model, data, student, rank), student)
+    updates = (recipe.critic.warmup + t.steps) * recipe.critic.updates
+    critic = new_learner("critic", model.parameters(FAKE), recipe.critic, updates) if recipe.matching.weight else None
+    program = Distillation(recipe, model, data, source, student, critic, new_learner, rank)
+    return Job(model, source, data, program, student)

@@ -7,23 +7,30 @@ critic. Nothing is simulated twice.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from .condition import Condition
+from .data.encoder_source import EncoderSource
 from .data.training_set import TrainingSet
+from .errors import UserError
 from .flow import score_times
 from .learner import Learner
+from .objectives import terms
 from .objectives.distribution_matching import matching_gradient, matching_loss, relative_diversity, watch
 from .objectives.flow_matching import denoising_loss
 from .objectives.ground_truth import ground_truth_gradient
 from .randomness import generator
 from .roles import Query, SharedModel
-from .rollout import Rollout, VisitPools, draw_exit, noise_data, simulate
+from .rollout import Rollout, VisitPools, draw_exit, noise_data, simulate, simulate_all
 from .sampling import guide
 from .settings import Recipe
+from .terms import NewLearner, Question, Stage, StudentStep, Term
+
+T = TypeVar("T")
 
 
 class Distillation:
@@ -32,25 +39,23 @@ class Distillation:
     Args:
         recipe: what to do.
         model: the base and its roles.
-        data: clips (for noised data) and the conditions to roll out on.
-        student, critic: the two learners.
+        data: clips (for noised data, and for terms that learn from clips) and the conditions to roll out on.
+        source: the encoders, for terms that need pixels.
+        student: the generator's learner.
+        critic: the fake score's; None where nothing is matched (`matching.weight` 0).
+        new_learner: makes the learners of terms.
         rank: number of this process; draws of samples differ between processes, exit steps do not.
     """
-
-    shown: Mapping[str, str] = {
-        "student/loss": "student",
-        "critic/loss": "critic",
-        "score/gap": "gap",
-        "student/motion": "motion",
-    }
 
     def __init__(
         self,
         recipe: Recipe,
         model: SharedModel,
         data: TrainingSet,
+        source: EncoderSource,
         student: Learner,
-        critic: Learner,
+        critic: Learner | None,
+        new_learner: NewLearner,
         rank: int = 0,
     ) -> None:
         self.recipe, self.model, self.data = recipe, model, data
@@ -60,6 +65,17 @@ class Distillation:
         self.sigmas = recipe.student.sigmas
         self.pools = VisitPools(len(self.sigmas) - 1, max(recipe.rollout.pool, recipe.train.batch))
         self.null = data.null.to(model.device)
+        draws = (self._rng, self._shared_rng, self._noise, self._score_sigma)
+        stage = Stage(recipe, model, data, source, *draws, new_learner)
+        self.terms = terms_of(recipe, stage)
+        if critic is None and all(type(term).loss is Term.loss for term in self.terms.values()):
+            raise UserError("matching.weight is 0 and no other loss is on, so there is nothing to learn from; set one")
+
+    @property
+    def shown(self) -> Mapping[str, str]:
+        """The numbers that matter most, each with its short name."""
+        matched = {"critic/loss": "critic", "score/gap": "gap"} if self.critic else {}
+        return {"student/loss": "student", **matched, "student/motion": "motion"}
 
     @property
     def rounds(self) -> int:
@@ -67,19 +83,27 @@ class Distillation:
         return self.recipe.critic.warmup + self.recipe.train.steps
 
     def round(self, index: int) -> dict[str, float]:
-        """One generator update (none in the head start) and the critic's updates; returns what to log."""
-        rollout = self._rollout(index, 0)
+        """One generator update (none in the head start) and the updates of critic and terms; returns what to log."""
+        rollouts = self._rollouts(index, 0)
         if index >= self.recipe.critic.warmup:
-            x0, logs = self._update_student(rollout, index)
+            x0s, logs = self._update_student(rollouts, index)
         else:
-            x0, logs = self._student_x0(rollout), {}
-        logs["rollout/nonfinite"] = float(self._remember(rollout, x0))
-        for k in range(self.recipe.critic.updates):
-            logs |= self._update_critic(*self._critic_samples(index, k, rollout, x0), index, k)
+            x0s, logs = [self._student_x0(rollout) for rollout in rollouts], {}
+        rollout, x0 = rollouts[-1], x0s[-1]
+        if self.critic is not None:
+            left_out = sum(self._remember(*found) for found in zip(rollouts, x0s, strict=True))
+            logs["rollout/nonfinite"] = float(left_out)
+            for k in range(self.recipe.critic.updates):
+                logs |= self._update_critic(self.critic, *self._critic_samples(index, k, rollout, x0), index, k)
+        for term in self.terms.values():
+            logs |= term.learn(index, x0, rollout)
         return logs
 
     def _rng(self, index: int, *purpose: int | str) -> torch.Generator:
         return generator(self.recipe.seed, index, *purpose, self.rank)
+
+    def _shared_rng(self, index: int, *purpose: int | str) -> torch.Generator:
+        return generator(self.recipe.seed, index, *purpose)
 
     def _noise(self, shape: Sequence[int], index: int, *purpose: int | str) -> Tensor:
         return torch.randn(tuple(shape), generator=self._rng(index, *purpose)).to(self.model.device)
@@ -92,52 +116,84 @@ class Distillation:
         rows = self.data.rows(place, batch, self.recipe.seed + 7919 * self.rank)
         return *self.data.batch(rows, self.model.device), (batch, *self.data.shape(rows))
 
-    def _rollout(self, index: int, draw: int) -> Rollout:
-        """The `draw`-th rollout of a round."""
-        latents, condition, shape = self._batch(index, draw)
-        step = draw_exit(len(self.sigmas) - 1, generator(self.recipe.seed, index, draw, "exit"))
+    def _rollouts(self, index: int, draw: int) -> list[Rollout]:
+        """The `draw`-th rollouts of a round: inputs of the steps that it supervises, on one path."""
+        clips, condition, shape = self._batch(index, draw)
+        last, which = len(self.sigmas) - 2, self.recipe.rollout.grad_steps
+        at_random = draw_exit(last + 1, self._shared_rng(index, draw, "exit"))
         if self.recipe.rollout.source == "noised_data":
-            assert latents is not None  # the settings refuse prompts alone
+            assert clips is not None  # the settings refuse prompts alone
             noise = self._noise(shape, index, draw, "rollout", 0)
-            return noise_data(self.process, latents, noise, self.sigmas, step, condition)
-        return simulate(
-            lambda x_t, sigma: self.model.predict_x0("generator", x_t, sigma, condition),
-            self.process,
-            lambda i: self._noise(shape, index, draw, "rollout", i),
-            self.sigmas,
-            self.recipe.student.sampler,
-            step,
-            condition,
-        )
+            steps = {"random": [at_random], "last": [last], "all": list(range(last + 1))}[which]
+            return [noise_data(self.process, clips, noise, self.sigmas, step, condition) for step in steps]
+
+        def predict_x0(x_t: Tensor, sigma: float) -> Tensor:
+            return self.model.predict_x0("generator", x_t, sigma, condition)
+
+        def noise_of(step: int) -> Tensor:
+            return self._noise(shape, index, draw, "rollout", step)
+
+        path = (predict_x0, self.process, noise_of, self.sigmas, self.recipe.student.sampler)
+        if which == "all":
+            return simulate_all(*path, condition, clips)
+        return [simulate(*path, at_random if which == "random" else last, condition, clips)]
 
     @torch.no_grad()
     def _student_x0(self, rollout: Rollout) -> Tensor:
         return self.model.predict_x0("generator", rollout.x_t, rollout.sigma, rollout.condition)
 
-    def _update_student(self, rollout: Rollout, index: int) -> tuple[Tensor, dict[str, float]]:
-        m = self.recipe.matching
-        x0 = self.model.predict_x0("generator", rollout.x_t, rollout.sigma, rollout.condition)
-        sigma = self._score_sigma(len(x0), index, "generator")
-        noised = self.process.noise(x0.detach(), self._noise(x0.shape, index, "score"), sigma)
-        fake, real = self._scores(noised, sigma, rollout.condition)
+    def _update_student(self, rollouts: Sequence[Rollout], index: int) -> tuple[list[Tensor], dict[str, float]]:
+        """One update on the mean loss of the rollouts; the samples that it was made on, and what to log."""
+        x0s: list[Tensor] = []
+        logs: dict[str, float] = {}
+
+        def losses() -> Iterator[Tensor]:
+            for rollout in rollouts:
+                x0 = self.model.predict_x0("generator", rollout.x_t, rollout.sigma, rollout.condition)
+                x0s.append(x0.detach())
+                yield self._loss(self._step(rollout, x0, index, logs)) / len(rollouts)
+
+        logs |= self.student.update(losses())
+        return x0s, logs | self._look(x0s[-1], rollouts[-1])
+
+    def _step(self, rollout: Rollout, x0: Tensor, index: int, logs: dict[str, float]) -> StudentStep:
+        part = (rollout.step,) if self.recipe.rollout.grad_steps == "all" else ()
+        sigma = self._score_sigma(len(x0), index, "generator", *part)
+        eps = self._noise(x0.shape, index, "score", *part)
         free = self.model.backbone.free(rollout.condition, x0)
-        gradient = matching_gradient(x0, fake, real, m.normaliser_floor, free)
-        if m.ground_truth_weight and rollout.data is not None:
-            pull = ground_truth_gradient(x0, fake, rollout.data, m.normaliser_floor, free)
+        return StudentStep(index, x0, rollout, sigma, eps, free, logs)
+
+    def _loss(self, step: StudentStep) -> Tensor:
+        """Everything that the generator learns from at a step."""
+        parts = [self._matched(step)] if self.critic is not None else []
+        parts += [loss for term in self.terms.values() if (loss := term.loss(step)) is not None]
+        return torch.stack(parts).sum()
+
+    def _matched(self, step: StudentStep) -> Tensor:
+        """The matching loss, or what a term makes of the same scores."""
+        m = self.recipe.matching
+        noised = self.process.noise(step.x0.detach(), step.eps, step.sigma)
+        asked = first(term.question(step) for term in self.terms.values()) or Question(noised)
+        fake, real = self._scores(noised, asked, step.sigma, step.rollout.condition)
+        gradient = first(term.gradient(step, fake, real) for term in self.terms.values())
+        if gradient is None:
+            gradient = matching_gradient(step.x0, fake, real, m.normaliser_floor, step.free)
+        if m.ground_truth_weight and step.rollout.data is not None:
+            pull = ground_truth_gradient(step.x0, fake, step.rollout.data, m.normaliser_floor, step.free)
             gradient = gradient + m.ground_truth_weight * pull
-        logs = self.student.update(matching_loss(x0, gradient))
-        gap = watch(x0, fake, real)
-        found = x0.detach()
-        clips = self._batch(index, 0)[0] if len(found) > 1 else None
-        diversity = None if clips is None else relative_diversity(found, clips)
-        if diversity is not None:
-            logs["student/diversity"] = diversity
-        return found, logs | {
-            "score/cosine": gap.cosine,
-            "score/gap": gap.relative,
-            "score/nonfinite": float(gap.nonfinite),
-            "student/std": float(found.std()),
-            "student/motion": float(found.diff(dim=2).abs().mean()),
+        gap = watch(step.x0, fake, real)
+        step.logs.update(
+            {"score/cosine": gap.cosine, "score/gap": gap.relative, "score/nonfinite": float(gap.nonfinite)}
+        )
+        loss = matching_loss(step.x0, gradient)
+        return loss if m.weight == 1 else m.weight * loss
+
+    def _look(self, x0: Tensor, rollout: Rollout) -> dict[str, float]:
+        """Numbers that tell how a student fares."""
+        diversity = None if rollout.data is None or len(x0) < 2 else relative_diversity(x0, rollout.data)
+        return ({} if diversity is None else {"student/diversity": diversity}) | {
+            "student/std": float(x0.std()),
+            "student/motion": float(x0.diff(dim=2).abs().mean()),
             "student/exit": float(rollout.step),
         }
 
@@ -155,24 +211,26 @@ class Distillation:
         return times.to(self.model.device)
 
     @torch.no_grad()
-    def _scores(self, noised: Tensor, sigma: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:
+    def _scores(self, noised: Tensor, asked: Question, sigma: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:
         """x0 of the fake and of the guided real score; one batch, or a pass for each where memory is short."""
         m = self.recipe.matching
-        queries = [Query("fake", noised, sigma, condition), Query("real", noised, sigma, condition)]
+        queries = [
+            Query("fake", noised, sigma, condition),
+            Query("real", asked.x_t, sigma, condition, asked.alpha_weak),
+        ]
         if m.guidance_scale != 1.0:
-            queries.append(Query("real", noised, sigma, condition.instead(self.null)))
+            queries.append(Query("real", asked.x_t, sigma, condition.instead(self.null), asked.alpha_weak))
         if m.batched_scores:
             fake, real, *uncond = self.model.predict_x0_together(queries)
         else:
-            fake, real, *uncond = [self.model.predict_x0(q.role, q.x_t, q.sigma, q.condition) for q in queries]
+            fake, real, *uncond = [self.model.predict_x0(q.role, q.x_t, q.sigma, q.condition, q.alpha) for q in queries]
         return fake, guide(real, uncond[0], m.guidance_scale) if uncond else real
 
     def _remember(self, rollout: Rollout, x0: Tensor) -> int:
         """Put what the rollout visited into the pool; returns how many samples were not finite and stayed out."""
         if self.recipe.rollout.reuse != "visited":
             return 0
-        first = rollout.step - len(rollout.visited)  # noised data visit their exit step alone
-        visits = enumerate((*rollout.visited, x0), start=first)
+        visits = enumerate((*rollout.visited, x0), start=rollout.step - len(rollout.visited))
         return sum(self.pools.of(x0).add(step, visited, rollout.condition) for step, visited in visits)
 
     def _critic_samples(self, index: int, k: int, rollout: Rollout, x0: Tensor) -> tuple[Tensor, Condition]:
@@ -182,30 +240,44 @@ class Distillation:
             case "exit":
                 return x0, rollout.condition
             case _:
-                fresh = self._rollout(index, k + 1)
+                fresh = self._rollouts(index, k + 1)[-1]
                 return self._student_x0(fresh), fresh.condition
 
-    def _update_critic(self, x0: Tensor, condition: Condition, index: int, k: int) -> dict[str, float]:
+    def _update_critic(self, critic: Learner, x0: Tensor, condition: Condition, index: int, k: int) -> dict[str, float]:
         sigma = self._score_sigma(len(x0), index, "critic", k)
         eps = self._noise(x0.shape, index, "critic", k)
         output = self.model.predict("fake", self.process.noise(x0, eps, sigma), sigma, condition)
         free = self.model.backbone.free(condition, x0)
-        return self.critic.update(denoising_loss(self.process, output, x0, eps, sigma, free))
+        return critic.update(denoising_loss(self.process, output, x0, eps, sigma, free))
+
+    def learners(self) -> dict[str, Learner]:
+        """Everything that is trained, by the name that it has in a checkpoint."""
+        own = {"student": self.student, **({"critic": self.critic} if self.critic else {})}
+        parts = {name: term.learners for name, term in self.terms.items()}
+        return own | {f"{term}/{name}": learner for term, held in parts.items() for name, learner in held.items()}
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that an exact resume needs, by name."""
-        parts = {
-            "student": self.student.tensors(),
-            "critic": self.critic.tensors(),
-            "pool": self.pools.tensors(),
-        }
+        parts = {name: learner.tensors() for name, learner in self.learners().items()}
+        parts["pool"] = self.pools.tensors()
         return {f"{part}/{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Take back what `tensors` gave."""
-        self.student.load_tensors(under(tensors, "student/"))
-        self.critic.load_tensors(under(tensors, "critic/"))
+        for name, learner in self.learners().items():
+            learner.load_tensors(under(tensors, f"{name}/"))
         self.pools.load_tensors(under(tensors, "pool/"), self.model.device)
+
+
+def terms_of(recipe: Recipe, stage: Stage) -> dict[str, Term]:
+    """The terms that a recipe asks for, by the name of their file."""
+    found = {name: (kind, getattr(recipe, name)) for name, kind in terms().items()}
+    return {name: kind(settings, stage) for name, (kind, settings) in found.items() if kind.is_on(settings)}
+
+
+def first(found: Iterable[T | None]) -> T | None:
+    """The first that is not None."""
+    return next((one for one in found if one is not None), None)
 
 
 def under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -25,6 +25,7 @@ from .data.video import read_video, write_video
 from .errors import UserError
 from .flow import sigma_list
 from .generation import Way, generate
+from .guard_settings import REFERENCE_OFFSET
 from .metrics.frechet import FeatureStats
 from .metrics.identity import METRIC as IDENTITY
 from .metrics.identity import identity
@@ -36,7 +37,6 @@ from .settings import Recipe
 
 SEEDS_PER_CAPTION = 2  # diversity is measured between the clips of one caption
 SHOWN = 6  # clips that the contact sheet shows
-REFERENCE_OFFSET = 500_000  # held-out seeds of the reference clips lie this far from those of the captions
 
 Progress = Callable[[str, int, int], None]
 

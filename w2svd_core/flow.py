@@ -9,18 +9,16 @@ Sigma is the noise level in [0, 1]: 1 is pure noise, 0 is data.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
+from .numbers import wide
+
 Prediction = Literal["epsilon", "v", "x0"]
 ScoreLaw = Literal["uniform", "shift"]
-
-
-def wide(x: Tensor) -> Tensor:
-    """`x` in float32, or unchanged where it is wider already."""
-    return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
 def per_sample(sigma: Tensor | float, like: Tensor) -> Tensor:
@@ -79,14 +77,16 @@ class VariancePreserving:
     Attributes:
         prediction: what the model puts out.
         floor: the smallest alpha (or sigma) that is divided by; an epsilon model knows nothing of x0 at sigma 1.
+        highest: the last level of the model's training, which stands for all above it.
     """
 
     prediction: Prediction = "epsilon"
     floor: float = 1e-4
+    highest: float = 1.0
 
     def _rates(self, sigma: Tensor | float, like: Tensor) -> tuple[Tensor, Tensor]:
-        s = per_sample(sigma, like)
-        return (1 - s.square()).clamp(min=0).sqrt(), s
+        s = per_sample(sigma, like).clamp(max=self.highest)
+        return ((1 - s) * (1 + s)).sqrt(), s
 
     def noise(self, x0: Tensor, eps: Tensor, sigma: Tensor | float) -> Tensor:
         a, s = self._rates(sigma, x0)
@@ -111,6 +111,42 @@ class VariancePreserving:
         if self.prediction == "v":
             return a * wide(eps) - s * wide(x0)
         return wide(eps)
+
+
+@dataclass(frozen=True)
+class Timesteps:
+    """The noise levels of a model that was trained on whole timesteps (arXiv 2006.11239; Stable Diffusion's numbers).
+
+    Attributes:
+        law: linear = betas evenly spaced; scaled_linear = their roots are.
+        first, last: of the betas.
+        count: how many there are.
+    """
+
+    law: Literal["linear", "scaled_linear"] = "scaled_linear"
+    first: float = 0.00085
+    last: float = 0.012
+    count: int = 1000
+
+    @cached_property
+    def levels(self) -> Tensor:
+        """Sigma of each timestep, ascending, float64."""
+        power = 2.0 if self.law == "scaled_linear" else 1.0
+        ends = self.first ** (1 / power), self.last ** (1 / power)
+        betas = torch.linspace(*ends, self.count, dtype=torch.float64) ** power
+        return (1 - (1 - betas).cumprod(0)).sqrt()
+
+    @property
+    def highest(self) -> float:
+        """Sigma of the last timestep; a signal of alpha is left in it."""
+        return float(self.levels[-1])
+
+    def nearest(self, sigma: Tensor) -> Tensor:
+        """The timestep whose level is nearest to each sigma, int64."""
+        levels = self.levels.to(sigma.device)
+        above = torch.bucketize(sigma.double(), levels).clamp(1, self.count - 1)
+        nearer_below = sigma - levels[above - 1] < levels[above] - sigma
+        return above - nearer_below.long()
 
 
 def shift_sigma(sigma: Tensor, shift: float) -> Tensor:

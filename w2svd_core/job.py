@@ -15,18 +15,22 @@ from .config import recipe_to_yaml
 from .data.codec import Video, decode_pixels
 from .data.latents import Progress
 from .data.video import write_video
+from .distillation import Distillation
 from .errors import UserError
 from .evaluation import SHOWN, Row, codec_row, data_row, few_step_way, held_out, model_row, student_way, teacher_way
 from .generation import Way, generate
+from .guard import QualityGuard, take_best
 from .lora_files import base_hash
 from .memory import free_memory
 from .metrics.real_networks import check_real_networks
 from .pictures import side_by_side
 from .report import write_report
+from .roles import swapped_in
 from .run import RunFolder
 from .settings import Recipe
 from .stages import FIRST, first_stage, is_trained, with_trained_teacher
-from .students import save_student, swapped_in
+from .starting import start_from
+from .students import save_student
 from .trainer import Interrupted, train
 from .watch import Terminal, Watch
 
@@ -111,15 +115,25 @@ def one_stage(recipe: Recipe, folder: Path, resume: Path, watch: Watch, make: Ma
         watch.say(f"model.path {recipe.model.path}: {facts.name}")
         for line in unusual(recipe, facts):
             watch.say(f"warning: {line}")
+    if isinstance(job.program, Distillation):
+        for term in job.program.terms.values():
+            for line in term.remarks():
+                watch.say(f"warning: {line}")
     if tensors:
         job.program.load_tensors(tensors)
         watch.say(f"going on after step {start} of {job.program.rounds}")
+    elif recipe.start and isinstance(job.program, Distillation):
+        start_from(job.program, recipe.start, before)
+        watch.say(f"starting from the student and critic of {recipe.start}")
     try:
-        train(
-            job.program, run, recipe.train, start=start, main=accelerator.is_main_process,
-            log=lambda values, step: accelerator.log(values, step=step),
-            on_sample=lambda step: watch.preview(step, preview(recipe, run, job, step)), watch=watch,
-        )  # fmt: skip
+        guard = QualityGuard(recipe, run, job, start, watch) if recipe.guard.every else None
+        if guard is None or not guard.enough:  # a run that it has ended stays so
+            train(
+                job.program, run, recipe.train, start=start, main=accelerator.is_main_process,
+                log=lambda values, step: accelerator.log(values, step=step),
+                on_sample=lambda step: watch.preview(step, preview(recipe, run, job, step)),
+                look=guard.look if guard else lambda step: ({}, False), watch=watch,
+            )  # fmt: skip
     except Interrupted as stopped:
         print(f"\nstopped after step {stopped.index}, everything is saved; go on with --resume {resume}")
         return 130
@@ -156,7 +170,7 @@ def end_tracker(accelerator: Any, watch: Watch) -> None:
 
 def preview(recipe: Recipe, run: RunFolder, job: Job, step: int) -> Video:
     """Clips of the student as it is now, into `samples/step-<step>.mp4`: the same captions and seeds every time."""
-    way = student_way(recipe) if recipe.method == "distribution_matching" else ways_of(recipe)[0][1]
+    way = student_way(recipe) if recipe.distils else ways_of(recipe)[0][1]
     shape = job.data.shape([0])
     rows = [row for row in range(min(SHOWN, len(job.data))) if job.data.shape([row]) == shape]
     _, condition = job.data.batch(rows, job.model.device)
@@ -171,9 +185,13 @@ def preview(recipe: Recipe, run: RunFolder, job: Job, step: int) -> Video:
 
 def finish(recipe: Recipe, run: RunFolder, job: Job, watch: Watch) -> None:
     """Save the student, measure it beside its teacher, write the report, and say where everything is."""
+    step = run.newest_step()
+    if recipe.guard.keep == "best" and (best := take_best(run, job.student)):
+        step = best.step
+        watch.say(f"guard: the student of round {step}, the best look, is the one that is saved")
     files = save_student(recipe, job, run.path)
     if not recipe.evaluate.clips:  # the only pictures of the end
-        watch.preview(job.program.rounds, preview(recipe, run, job, job.program.rounds))
+        watch.preview(step, preview(recipe, run, job, step))
     rows = evaluate_job(recipe, job, run.path, watch) if recipe.evaluate.clips else []
     report = write_report(run, recipe, rows, files)
     print(f"\nDone. Look at {report}")
@@ -193,7 +211,7 @@ def evaluate_job(recipe: Recipe, job: Job, folder: Path, watch: Watch) -> list[R
 
 def ways_of(recipe: Recipe) -> list[tuple[str, Way]]:
     """The model rows of a table: teacher, few-step teacher, student; or a trained model by both samplers."""
-    if recipe.method == "flow_matching":
+    if not recipe.distils:
         return [
             ("model, reference sampler", replace(teacher_way(recipe), role="generator")),
             ("model, few Euler steps", replace(few_step_way(recipe), role="generator")),

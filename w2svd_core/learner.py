@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -74,8 +74,11 @@ class Learner:
         self.updates = 0
         self.nonfinite_in_a_row = 0
 
-    def update(self, loss: Tensor) -> dict[str, float]:
-        """One optimizer step down the gradient of a scalar loss.
+    def update(self, losses: Tensor | Iterable[Tensor]) -> dict[str, float]:
+        """One optimizer step down the gradient of a scalar loss, or of the sum of several.
+
+        Args:
+            losses: of several, each is taken back through its graph before the next is made.
 
         Returns:
             loss, gradient norm, and 1 if the step was skipped because something was not finite.
@@ -83,7 +86,10 @@ class Learner:
         Raises:
             UserError: `max_nonfinite` updates in a row were skipped.
         """
-        torch.autograd.backward(self.scaler.scale(loss))
+        total = 0.0
+        for loss in [losses] if isinstance(losses, Tensor) else losses:
+            torch.autograd.backward(self.scaler.scale(loss))
+            total += float(loss.detach())
         weights = list(self.parameters.values())
         if self.reduce is not None:
             for weight in weights:
@@ -91,14 +97,14 @@ class Learner:
                     weight.grad = self.reduce(weight.grad)
         self.scaler.unscale_(self.adam)
         norm = torch.nn.utils.get_total_norm([w.grad for w in weights if w.grad is not None])
-        sound = bool(torch.isfinite(norm)) and bool(torch.isfinite(loss))
+        sound = bool(torch.isfinite(norm)) and math.isfinite(total)
         if sound:
             self._step(weights, norm)
         self.scaler.update()
         self.adam.zero_grad(set_to_none=True)
         self._count(sound)
         return {
-            f"{self.name}/loss": float(loss.detach()),
+            f"{self.name}/loss": total,
             f"{self.name}/gradient_norm": float(norm),
             f"{self.name}/skipped": float(not sound),
         }
@@ -122,6 +128,14 @@ class Learner:
                 f"the {self.name} had {self.nonfinite_in_a_row} non-finite updates in a row after update "
                 f"{self.updates}; start again with a lower {self.name}.lr or with model.precision fp32"
             )
+
+    def begin_with(self, weights: Mapping[str, Tensor], averages: Mapping[str, Tensor]) -> None:
+        """Take over weights, and the moving average where one is kept; nothing of an optimizer."""
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(weights[name])
+            for name, mean in self.average.items():
+                mean.copy_(averages[name])
 
     def learned(self) -> dict[str, Tensor]:
         """What is worth keeping: the moving average where there is one, else the weights."""

@@ -17,7 +17,8 @@ from annotated_types import Ge, Le
 from pydantic.fields import FieldInfo
 
 from .errors import UserError
-from .settings import Recipe, Section
+from .sections import Section
+from .settings import Recipe
 
 HELP_WIDTH = 100
 

@@ -13,9 +13,14 @@ PLACES = {
     "model": ("path", "vae", "text_encoder", "tokenizer", "image_encoder"),
     "student": ("init",),
     "data": ("folder", "prompts", "cache"),
+    "frame_matching": ("model",),
     "evaluate": ("fid_network", "fvd_network", "clip_model"),
 }
-WORDS = {"model.path": "bundled", "data.folder": "portraits"}  # values that name no place
+WORDS = {  # values that name no place
+    "model.path": ("bundled",),
+    "data.folder": ("portraits",),
+    "frame_matching.model": ("teacher", "bundled"),
+}
 
 
 def rewritten(recipe: Recipe, change: Callable[[str, str], str]) -> Recipe:
@@ -29,13 +34,14 @@ def rewritten(recipe: Recipe, change: Callable[[str, str], str]) -> Recipe:
         own = getattr(recipe, section)
         keys = {name: f"{section}.{name}" for name in names}
         given = {name: getattr(own, name) for name in names}
-        named = {name: text for name, text in given.items() if text and text != WORDS.get(keys[name])}
+        named = {name: text for name, text in given.items() if text and text not in WORDS.get(keys[name], ())}
         found: dict[str, object] = {name: change(keys[name], text) for name, text in named.items()}
         if section == "model":
             found["loras"] = tuple(_lora(text, change) for text in own.loras)
         update[section] = own.model_copy(update=found)
-    if recipe.first:
-        update["first"] = change("first", recipe.first)
+    for key in ("first", "start"):
+        if place := getattr(recipe, key):
+            update[key] = change(key, place)
     return recipe.model_copy(update=update)
 
 

@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 from .errors import UserError
 from .evaluation import Row
 from .files import atomic_write
+from .looks import LOGGED, SHARE, Band
 from .tables import SHORT_UNITS, number, title
 
 BLUE, ORANGE, GREEN, GREY = "#3566a8", "#c8641b", "#3d8a5f", "#8b929c"
 COLOURS = (BLUE, ORANGE, GREEN, "#8a5aa8", "#a83f55", "#5b6b2f")
+NO_BAND: Band = {}
 STYLE: dict[Any, Any] = {
     "font.size": 10,
     "figure.facecolor": "white",
@@ -62,18 +64,28 @@ PLOTS: dict[str, tuple[Panel, ...]] = {
         Panel("Spread of the student's clips", "standard deviation (latent units)", ("student/std",)),
         Panel("Diversity of the student's clips", "distance apart (1 = data)", ("student/diversity",)),
     ),
+    "guard": (
+        *(
+            Panel(f"{name.capitalize()} in validation", "1 = the teacher's", (f"{LOGGED}{name}{SHARE}",))
+            for name in ("motion", "saturation", "diversity")
+        ),
+        Panel("Score of the looks", "lower is better", (f"{LOGGED}score",)),
+    ),
 }
 BARS = ("frechet_video", "motion", "diversity", "saturation", "flicker")
 BAR_UNITS = SHORT_UNITS | {"frechet_video": "lower is better", "diversity": "1 = unrelated data clips"}
 
 
-def write_plots(folder: Path, metrics: Sequence[Mapping[str, float]], rows: Sequence[Row]) -> list[Path]:
+def write_plots(
+    folder: Path, metrics: Sequence[Mapping[str, float]], rows: Sequence[Row], limits: Band = NO_BAND
+) -> list[Path]:
     """Write every plot that there are numbers for, as PNG, and return the files.
 
     Args:
         folder: where they go.
         metrics: rows of metrics.jsonl.
         rows: of the evaluation; may be empty.
+        limits: where the guard's shares should lie, by metric; drawn as dashed lines.
     """
     from matplotlib import rc_context
 
@@ -82,7 +94,7 @@ def write_plots(folder: Path, metrics: Sequence[Mapping[str, float]], rows: Sequ
         for name, panels in PLOTS.items():
             there = [panel for panel in panels if any(_curve(metrics, key)[0].size for key in panel.curves)]
             if there:
-                paths.append(_save(_curves(there, metrics), folder / f"{name}.png"))
+                paths.append(_save(_curves(there, metrics, limits=limits), folder / f"{name}.png"))
         if rows:
             paths.append(_save(_bars(rows), folder / "evaluation.png"))
     return paths
@@ -144,7 +156,9 @@ def smooth(values: NDArray[Any], window: int) -> NDArray[Any]:
     return np.asarray((sums[ends] - sums[starts]) / (ends - starts))
 
 
-def _curves(panels: Sequence[Panel], metrics: Sequence[Mapping[str, float]], most_columns: int = 4) -> Any:
+def _curves(
+    panels: Sequence[Panel], metrics: Sequence[Mapping[str, float]], most_columns: int = 4, limits: Band = NO_BAND
+) -> Any:
     columns = min(len(panels), most_columns)
     rows = -(-len(panels) // columns)
     figure, axes = _figure(columns, 4.8 * columns, 3.2 * rows, rows)
@@ -155,6 +169,9 @@ def _curves(panels: Sequence[Panel], metrics: Sequence[Mapping[str, float]], mos
             steps, values = _curve(metrics, key)
             if not steps.size:
                 continue
+            for limit in limits.get(key.removeprefix(LOGGED).removesuffix(SHARE), ()) if key.startswith(LOGGED) else ():
+                if np.isfinite(limit):
+                    axis.axhline(limit, color=GREY, linestyle="--", linewidth=1)
             colour = COLOURS[number_of % len(COLOURS)]
             window = max(1, len(steps) // 20)
             look = {"alpha": 0.35} if window > 1 else {"marker": "o", "markersize": 4}

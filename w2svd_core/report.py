@@ -11,12 +11,15 @@ import numpy as np
 
 from .evaluation import Row
 from .files import write_text
-from .options import show, value_of
+from .guard import kept_looks, kept_teacher
+from .guard_settings import on_portraits
+from .looks import Look, band, looks_in, out_in_a_row, score
+from .options import all_settings, show, value_of
 from .pictures import contact_sheet, side_by_side
 from .plots import write_plots
 from .run import RunFolder
 from .settings import Recipe
-from .tables import about_clips, findings, markdown_table
+from .tables import about_clips, findings, markdown_table, number
 
 LOOPS = 3  # times that a clip is played in the side-by-side video
 SAMPLER_IN_COMFYUI = {"renoise": "lcm", "euler": "euler"}
@@ -25,6 +28,7 @@ PLOT_WORDS = {
     "scores": "Direction and size of the difference between the two scores",
     "gradients": "Gradient norms",
     "student": "Motion, spread and diversity of the student's samples while it learns",
+    "guard": "The student beside its teacher while it learned; dashed: the band",
     "evaluation": "The table's rows side by side",
 }
 
@@ -48,7 +52,7 @@ def write_report(run: RunFolder, recipe: Recipe, rows: Sequence[Row], files: Seq
     """
     if rows:
         write_samples(run.path / "samples", recipe, rows)
-    plots = write_plots(run.path / "plots", run.metrics(), rows)
+    plots = write_plots(run.path / "plots", run.metrics(), rows, band(recipe.guard))
     report = run.path / "report.md"
     write_text(report, report_text(run, recipe, rows, files, plots))
     return report
@@ -78,7 +82,7 @@ def report_text(
     run: RunFolder, recipe: Recipe, rows: Sequence[Row], files: Sequence[Path], plots: Sequence[Path]
 ) -> str:
     """The whole report as markdown."""
-    parts = [f"# {recipe.name}", *_evaluation(recipe, rows), *_pictures(run, rows, plots)]
+    parts = [f"# {recipe.name}", *_evaluation(recipe, rows), *_guard(run, recipe), *_pictures(run, rows, plots)]
     parts += [*_use(run, recipe, files), *_settings(recipe)]
     return "\n\n".join(parts) + "\n"
 
@@ -86,7 +90,7 @@ def report_text(
 def _evaluation(recipe: Recipe, rows: Sequence[Row]) -> list[str]:
     if not rows:
         return ["There was no evaluation (`evaluate.clips` is 0)."]
-    headline, lines = findings(rows) if recipe.method == "distribution_matching" else ("", [])
+    headline, lines = findings(rows) if recipe.distils else ("", [])
     t, e = recipe.teacher, recipe.evaluate
     few = len(recipe.student.sigmas) - 1
     about = (
@@ -104,6 +108,47 @@ def _evaluation(recipe: Recipe, rows: Sequence[Row]) -> list[str]:
     if lines:
         found.append("\n".join(f"- {line}" for line in lines))
     return [*found, "## Evaluation", markdown_table(rows), about]
+
+
+def _guard(run: RunFolder, recipe: Recipe) -> list[str]:
+    """What the quality guard saw; nothing where it was off."""
+    g, teacher = recipe.guard, kept_teacher(run)
+    looks = looks_in(run.metrics(), teacher, band(g))
+    if not looks:
+        return []
+    asked = "the first clips of the training, which are not held out"
+    measure = "mean distance of motion, saturation, sharpness and diversity from the teacher's, relative to it"
+    if on_portraits(recipe):
+        asked, measure = "validation portraits", "video Fréchet distance to validation portraits"
+    about = (
+        f"Looks at the student: {len(looks)} (`guard.every` {g.every}), each at {g.clips} clips with the captions of "
+        f"{asked}, beside the teacher's by {recipe.teacher.steps} steps from the same noise seeds."
+    )
+    last = looks[-1]
+    at_the_end = ", ".join(f"{name} {number(value)}" for name, value in last.shares.items())
+    found = [_left(looks), f"In the last look (round {last.step}): {at_the_end} of the teacher's."]
+    for best in kept_looks(run)[-1:]:
+        saved = "that look's" if g.keep == "best" else "the last round's (`guard.keep best` saves that look's)"
+        value = number(score(best.values, teacher))
+        found += [
+            f"Best score: {value} in round {best.step} ({measure}; lower is better). The saved student is {saved}."
+        ]
+    in_a_row = out_in_a_row(looks)
+    if 0 < g.stop_after <= in_a_row:
+        found.append(f"The run was ended after round {last.step}: {in_a_row} looks in a row were out of the band.")
+    return ["## Quality guard", about, "\n".join(f"- {line}" for line in found)]
+
+
+def _left(looks: Sequence[Look]) -> str:
+    """Which numbers left the band, where, and how far."""
+    parts = []
+    for name in looks[0].shares:
+        out = [look for look in looks if name in look.out]
+        if out:
+            furthest = max((look.shares[name] for look in out), key=lambda share: abs(share - 1))
+            rounds = ", ".join(str(look.step) for look in out[:5]) + (", ..." if len(out) > 5 else "")
+            parts.append(f"{name} in {len(out)} of {len(looks)} looks (after {rounds}; furthest {number(furthest)})")
+    return f"Out of the teacher's band: {'; '.join(parts)}." if parts else "No look was out of the teacher's band."
 
 
 def _guidance(scale: float) -> str:
@@ -140,7 +185,7 @@ def _use(run: RunFolder, recipe: Recipe, files: Sequence[Path]) -> list[str]:
     found = ["## The student", listed, "To sample it:", f"```sh\n{command}\n```"]
     if recipe.student.kind == "lora" and (note := teacher_note(recipe, run.path)):
         found.insert(2, f"Outside this program, mind: {note}.")
-    return found + (_comfyui(recipe) if recipe.method == "distribution_matching" else [])
+    return found + (_comfyui(recipe) if recipe.distils else [])
 
 
 def _comfyui(recipe: Recipe) -> list[str]:
@@ -165,6 +210,8 @@ def _settings(recipe: Recipe) -> list[str]:
     if recipe.method == "distribution_matching":
         keys += ["critic.rank", "critic.lr", "critic.updates", "critic.warmup", "matching.alpha_weak"]
         keys += ["matching.guidance_scale", "rollout.source", "rollout.reuse"]
+    elif recipe.method == "consistency":
+        keys += [key for key in all_settings() if key.startswith("consistency.")]
     keys += ["data.folder", "data.frames", "data.height", "data.width", "data.fps"]
     keys += ["train.steps", "train.batch"]
     lines = [f"| {key} | {show(value_of(recipe, key))} |" for key in keys]

@@ -4,7 +4,7 @@
 | --------- | --------------------------- | ----------------- |
 | teacher   | W                           | nobody            |
 | real      | W + alpha_weak   * D_fake   | nobody            |
-| fake      | W + alpha_strong * D_fake   | the critic's loss |
+| fake      | W + alpha_strong * D_fake, or a full copy | the critic's loss |
 | generator | W + D_gen, or a full copy   | the student's     |
 
 The scheme is W2SVD's (arXiv 2503.13319; pipeline figure). alpha multiplies the adapter as it is, never over its rank:
@@ -18,9 +18,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -28,22 +28,35 @@ from torch.utils.checkpoint import checkpoint
 
 from .backbones.base import Backbone
 from .condition import Condition
+from .errors import UserError
 
 Role = Literal["teacher", "real", "fake", "generator"]
 Strength = float | Tensor  # for the whole batch, or (B,) for each row
 Active = Mapping[str, Strength]  # adapter -> strength
 
-FAKE, GENERATOR = "fake", "generator"
+FAKE: Final = "fake"
+GENERATOR: Final = "generator"
 
 
 @dataclass(frozen=True)
 class Query:
-    """What one role is asked: x_t `b c f h w`, sigma (b,), and the condition of each row."""
+    """What one role is asked: x_t `b c f h w`, sigma (b,), and the condition of each row.
+
+    `alpha` is the strength of the critic's adapter, one or (b,); None = the role's own.
+    """
 
     role: Role
     x_t: Tensor
     sigma: Tensor
     condition: Condition
+    alpha: Strength | None = None
+
+
+@dataclass
+class _Acting:
+    """Which adapters act in a base at the moment: one for all that share it."""
+
+    adapters: Active = field(default_factory=dict)
 
 
 @runtime_checkable
@@ -64,8 +77,10 @@ class SharedModel:
     Args:
         backbone: the model's family.
         base: the model, or a `Carrier`; it is frozen here.
-        critic_rank: rank of the critic's adapter; 0 for a model that is only sampled from or fine-tuned.
-        student_rank: rank of the student's adapter; 0 makes the student a full trainable copy (the papers' figure).
+        critic_rank: rank of the critic's adapter; 0 for a model that has none.
+        critic_copy: the fake score is a full trainable copy instead (DMD2, arXiv 2405.14867).
+        student_rank: rank of the student's adapter; 0 makes the student a full trainable copy (the papers' figure),
+            None is a model without a student.
         alpha_weak, alpha_strong: strength of the critic's adapter in the real and the fake score.
         checkpointing: recompute activations in the backward pass.
         seed: of the adapters' first weights.
@@ -77,7 +92,8 @@ class SharedModel:
         base: nn.Module,
         *,
         critic_rank: int,
-        student_rank: int,
+        student_rank: int | None,
+        critic_copy: bool = False,
         alpha_weak: float = 0.25,
         alpha_strong: float = 1.0,
         checkpointing: bool = False,
@@ -86,7 +102,8 @@ class SharedModel:
         self.backbone = backbone
         self.base = base.requires_grad_(False)
         self.alpha_weak, self.alpha_strong = alpha_weak, alpha_strong
-        self.copy = None if student_rank else copy.deepcopy(base).requires_grad_(True)
+        self.copy = copy.deepcopy(base).requires_grad_(True) if student_rank == 0 else None
+        self.critic_copy = copy.deepcopy(base).requires_grad_(True) if critic_copy else None
         ranks = {name: r for name, r in {FAKE: critic_rank, GENERATOR: student_rank}.items() if r}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -94,14 +111,34 @@ class SharedModel:
                 self._layers = list(base.carry(ranks))
             else:
                 self._layers = _inject(base, backbone.lora_targets, ranks)
-        self._active: Active = {}
-        for layer in self._layers:
-            layer._active_adapter = []
-            for name, up in layer.lora_B.items():
-                up.register_forward_hook(self._scale(name))
+        self._critic: str = FAKE
+        self._acting = _Acting()
+        self._wire(ranks)
         if checkpointing:
-            for model in filter(None, (self.base, self.copy)):
+            for model in filter(None, (self.base, self.copy, self.critic_copy)):
                 model.enable_gradient_checkpointing(self._checkpoint)  # type: ignore[operator]
+
+    def with_own_critic(self, adapter: str, rank: int, alpha_weak: float, seed: int = 0) -> SharedModel:
+        """The same base once more, with a fake score of its own: another adapter beside those that are there.
+
+        Args:
+            adapter: its name.
+            rank, seed: as of `critic_rank` and the adapters' first weights.
+            alpha_weak: its strength in the real score of what is returned.
+
+        Raises:
+            UserError: the base is none whose layers take a further adapter.
+        """
+        if isinstance(self.base, Carrier):
+            raise UserError("a MODEL of ComfyUI takes no further adapter; name the model on disk in model.path")
+        twin = copy.copy(self)
+        twin.copy = twin.critic_copy = None
+        twin.alpha_weak, twin.alpha_strong, twin._critic = alpha_weak, 1.0, adapter
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self._layers[:] = _inject(self.base, self.backbone.lora_targets, {adapter: rank})
+        twin._wire([adapter])
+        return twin
 
     @property
     def device(self) -> torch.device:
@@ -110,34 +147,54 @@ class SharedModel:
 
     def parameters(self, role: Literal["fake", "generator"]) -> dict[str, nn.Parameter]:
         """The trainable weights of a role, by name."""
-        if role == GENERATOR and self.copy is not None:
-            return dict(self.copy.named_parameters())
-        return {name: p for name, p in self.base.named_parameters() if f".{role}." in name}
+        own = self._own_copy(role)
+        if own is not None:
+            return dict(own.named_parameters())
+        adapter = self._critic if role == FAKE else role
+        return {name: p for name, p in self.base.named_parameters() if f".{adapter}." in name}
 
     def base_state(self) -> dict[str, Tensor]:
         """The frozen weights alone, under the names that they had before adapters were put in."""
         state = self.base.state_dict()
         return {n.replace(".base_layer.", "."): t for n, t in state.items() if ".lora_" not in n}
 
-    def predict(self, role: Role, x_t: Tensor, sigma: Tensor | float, condition: Condition) -> Tensor:
-        """The model's raw output in a role, with gradient where gradients are on. x_t `b c f h w`, sigma () or (b,)."""
-        model = self.copy if role == GENERATOR and self.copy is not None else self.base
+    def predict(
+        self, role: Role, x_t: Tensor, sigma: Tensor | float, condition: Condition, alpha: Strength | None = None
+    ) -> Tensor:
+        """The model's raw output in a role, with gradient where gradients are on.
+
+        Args:
+            x_t: `b c f h w`.
+            sigma: () or (b,).
+            alpha: strength of the critic's adapter, one or (b,); None = the role's own.
+        """
+        model = self.network(role)
         levels = torch.as_tensor(sigma, dtype=torch.float32, device=x_t.device).expand(len(x_t))
-        with self._using(self._adapters(role)):
+        with self._using(self._adapters(role, alpha)):
             return self.backbone.predict(model, x_t, levels, condition)
 
-    def predict_x0(self, role: Role, x_t: Tensor, sigma: Tensor | float, condition: Condition) -> Tensor:
+    def predict_x0(
+        self, role: Role, x_t: Tensor, sigma: Tensor | float, condition: Condition, alpha: Strength | None = None
+    ) -> Tensor:
         """The clean sample that a role sees in x_t; frames that the condition gives are in it as they are."""
-        x0 = self.backbone.process.x0_from_output(x_t, self.predict(role, x_t, sigma, condition), sigma)
+        x0 = self.backbone.process.x0_from_output(x_t, self.predict(role, x_t, sigma, condition, alpha), sigma)
         return self.backbone.hold(x0, condition)
 
     def predict_x0_together(self, queries: Sequence[Query]) -> list[Tensor]:
         """Several roles' clean samples from ONE forward pass, each row with its own adapter strengths.
 
-        The student is not among them when it is a full copy, because then its weights are others.
+        A role that is a full copy has other weights and is asked by itself.
         """
-        if any(q.role == GENERATOR for q in queries) and self.copy is not None:
-            raise ValueError("a full-copy student can't share a batch with the base")
+        found: dict[int, Tensor] = {}
+        shared = [number for number, q in enumerate(queries) if self._own_copy(q.role) is None]
+        for number, q in enumerate(queries):
+            if number not in shared:
+                found[number] = self.predict_x0(q.role, q.x_t, q.sigma, q.condition)
+        if shared:
+            found |= zip(shared, self._on_the_base([queries[number] for number in shared]), strict=True)
+        return [found[number] for number in range(len(queries))]
+
+    def _on_the_base(self, queries: Sequence[Query]) -> list[Tensor]:
         x_t = torch.cat([q.x_t for q in queries])
         sigma = torch.cat([q.sigma for q in queries])
         condition = Condition.cat([q.condition for q in queries])
@@ -146,20 +203,32 @@ class SharedModel:
         x0 = self.backbone.hold(self.backbone.process.x0_from_output(x_t, output, sigma), condition)
         return list(x0.split([len(q.x_t) for q in queries]))
 
-    def _adapters(self, role: Role) -> dict[str, Strength]:
+    def network(self, role: Role) -> nn.Module:
+        """The module that a role calls: the base, or its own copy."""
+        return self._own_copy(role) or self.base
+
+    def _own_copy(self, role: Role) -> nn.Module | None:
+        """The trainable copy that a role is, where it is one."""
+        return {GENERATOR: self.copy, FAKE: self.critic_copy}.get(role)
+
+    def _adapters(self, role: Role, alpha: Strength | None = None) -> dict[str, Strength]:
         """What acts in a role; a strength of 0 is left out, so that it is the base bit for bit."""
+        if self._own_copy(role) is not None:
+            return {}
         if role == GENERATOR:
-            return {} if self.copy is not None else {GENERATOR: 1.0}
-        strength = {"teacher": 0.0, "real": self.alpha_weak, "fake": self.alpha_strong}[role]
-        return {FAKE: strength} if strength else {}
+            return {GENERATOR: 1.0}
+        strength = (
+            {"teacher": 0.0, "real": self.alpha_weak, "fake": self.alpha_strong}[role] if alpha is None else alpha
+        )
+        return {self._critic: strength} if isinstance(strength, Tensor) or strength else {}
 
     def _row_strengths(self, queries: Sequence[Query], device: torch.device) -> Active:
-        rows = [self._adapters(q.role) for q in queries]
+        rows = [self._adapters(q.role, q.alpha) for q in queries]
         names = sorted({name for row in rows for name in row})
         return {
             name: torch.cat(
                 [
-                    torch.full((len(q.x_t),), float(row.get(name, 0.0)), device=device)
+                    torch.as_tensor(row.get(name, 0.0), dtype=torch.float32, device=device).expand(len(q.x_t))
                     for q, row in zip(queries, rows, strict=True)
                 ]
             )
@@ -168,7 +237,7 @@ class SharedModel:
 
     @contextlib.contextmanager
     def _using(self, active: Active) -> Iterator[None]:
-        before = self._active
+        before = self._acting.adapters
         self._put(active)
         try:
             yield
@@ -177,13 +246,21 @@ class SharedModel:
 
     def _put(self, active: Active) -> None:
         names = list(active)
-        self._active = active
+        self._acting.adapters = active
         for layer in self._layers:  # a cached list: walking the whole model costs 30 times as much
             layer._active_adapter = names
 
+    def _wire(self, adapters: Iterable[str]) -> None:
+        """Let adapters that were just put in act only while they are asked for."""
+        for layer in self._layers:
+            layer._active_adapter = []
+            for name in adapters:
+                if name in layer.lora_B:
+                    layer.lora_B[name].register_forward_hook(self._scale(name))
+
     def _scale(self, adapter: str) -> Any:
         def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
-            strength = self._active[adapter]
+            strength = self._acting.adapters[adapter]
             if isinstance(strength, Tensor):
                 return output * _rows_like(strength, output)
             return output if strength == 1.0 else output * strength
@@ -192,12 +269,28 @@ class SharedModel:
 
     def _checkpoint(self, function: Any, *args: Any, **kwargs: Any) -> Any:
         """`torch.utils.checkpoint` that recomputes with the adapters of the forward pass, not of the moment."""
-        active = self._active
+        active = self._acting.adapters
 
         def contexts() -> tuple[Any, Any]:
             return contextlib.nullcontext(), self._using(active)
 
         return checkpoint(function, *args, use_reentrant=False, context_fn=contexts, **kwargs)
+
+
+@contextlib.contextmanager
+def swapped_in(weights: Mapping[str, Tensor], model: SharedModel) -> Iterator[None]:
+    """Let the generator role use these weights (its moving average, say) for a while."""
+    own = model.parameters(GENERATOR)
+    before = {name: parameter.detach().clone() for name, parameter in own.items()}
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(weights[name])
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, parameter in own.items():
+                parameter.copy_(before[name])
 
 
 def _rows_like(strength: Tensor, output: Tensor) -> Tensor:

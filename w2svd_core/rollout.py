@@ -30,7 +30,7 @@ class Rollout:
         sigma: its noise level.
         condition: b rows.
         visited: x0 of the steps before the exit, `b c f h w` each.
-        data: the clips that x_t was noised from; None for a simulation.
+        data: clips of the same rows, which noised data were made from; None with prompts alone.
     """
 
     x_t: Tensor
@@ -60,10 +60,32 @@ def simulate(
     sampler: Sampler,
     step: int,
     condition: Condition,
+    data: Tensor | None = None,
 ) -> Rollout:
     """The student's own path from noise to the input of its exit step; it goes no further."""
     x_t, visited = walk(predict_x0, process, noise, sigmas, sampler, steps=step)
-    return Rollout(x_t, step, sigmas[step], condition, tuple(visited))
+    return Rollout(x_t, step, sigmas[step], condition, tuple(visited), data)
+
+
+@torch.no_grad()
+def simulate_all(
+    predict_x0: PredictX0,
+    process: Process,
+    noise: NoiseOfStep,
+    sigmas: Sequence[float],
+    sampler: Sampler,
+    condition: Condition,
+    data: Tensor | None = None,
+) -> list[Rollout]:
+    """The inputs of every step of one path, first to last; none counts what it visited, since each is an exit."""
+    inputs: list[Tensor] = []
+
+    def noted(x_t: Tensor, sigma: float) -> Tensor:
+        inputs.append(x_t)
+        return predict_x0(x_t, sigma)
+
+    last, _ = walk(noted, process, noise, sigmas, sampler, steps=len(sigmas) - 2)
+    return [Rollout(x_t, i, sigmas[i], condition, data=data) for i, x_t in enumerate([*inputs, last])]
 
 
 def noise_data(

@@ -23,7 +23,8 @@ from .settings import Recipe
 KEPT_CHECKPOINTS = 2
 MAY_CHANGE = (
     "evaluate.", "teacher.", "train.steps", "train.checkpoint_every", "train.log_every", "train.sample_every",
-    "train.max_nonfinite", "train.tracker", "model.path", "data.folder", "data.cache", "name",
+    "train.max_nonfinite", "train.tracker", "model.path", "data.folder", "data.cache", "name", "start", "guard.keep",
+    "guard.stop_after", "guard.motion", "guard.saturation", "guard.diversity",
 )  # fmt: skip
 """Settings that a run may go on with when they were changed: a longer training, files that have moved (their contents
 are compared), what is shown and how it is measured."""
@@ -146,16 +147,25 @@ class RunFolder:
         found = [p for p in (self.path / "checkpoints").glob("*.safetensors") if p.stem.isdecimal()]
         return sorted(found, key=lambda path: int(path.stem))
 
+    def newest_checkpoint(self) -> Path | None:
+        """The file of the newest checkpoint; None before the first."""
+        return next(iter(reversed(self._checkpoints())), None)
+
+    def newest_step(self) -> int:
+        """How many rounds the newest checkpoint has seen; 0 before the first."""
+        newest = self.newest_checkpoint()
+        return int(newest.stem) if newest else 0
+
     def origin(self) -> dict[str, str]:
         """What the newest checkpoint was `made_of`; {} before the first.
 
         Raises:
             UserError: the file is broken.
         """
-        found = self._checkpoints()
-        if not found:
+        newest = self.newest_checkpoint()
+        if newest is None:
             return {}
-        with opened_safetensors(found[-1]) as file:
+        with opened_safetensors(newest) as file:
             about = file.metadata() or {}
         return {name: about[name] for name in ("recipe", "base", "data") if name in about}
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from .config import Parser, add_arguments, load_recipe, parse_arguments, recipe_names
 from .errors import UserError, guarded
 from .outputs import check_name, write_clip
-from .settings import MAX_SEED, Recipe
+from .sections import MAX_SEED
+from .settings import Recipe
 
 if TYPE_CHECKING:
     from .asking import Asked

@@ -1,41 +1,23 @@
 """Every setting of a recipe, defined once: type, default, range, unit and meaning.
 
 The YAML check (`config.py`), the command line and `--help` (`options.py`) and the node widgets are all made
-from these models. Nothing here knows torch or a model family.
+from these models; a paper's own settings stand in its file in `objectives/` and join them here. Nothing here knows
+torch or a model family.
 """
 
 from __future__ import annotations
 
 import re
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import create_model, field_validator, model_validator
 
+from .guard_settings import Guard
+from .objectives import sections
+from .sections import MAX_COUNT, MAX_SEED, Optimizer, Section, setting
 from .sigmas import check_sigmas
 
-MAX_SEED = 2**32 - 1
-MAX_COUNT = 10_000_000
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-
-
-def setting(
-    default: object,
-    meaning: str,
-    *,
-    unit: str = "",
-    ge: float | None = None,
-    le: float | None = None,
-    rule: str = "",
-) -> Any:
-    """A field with its default, meaning, unit and inclusive range; `rule` says what a range cannot."""
-    extra: dict[str, Any] = {"unit": unit, "rule": rule}
-    return Field(default=default, description=meaning, ge=ge, le=le, json_schema_extra=extra)
-
-
-class Section(BaseModel):
-    """A group of settings: unknown keys, wrong types, NaN and infinity are refused; it is frozen."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Model(Section):
@@ -81,15 +63,6 @@ class Model(Section):
     layers: int = setting(3, "transformer blocks (only for init random)", ge=1, le=128)
 
 
-class Optimizer(Section):
-    """AdamW."""
-
-    lr: float = setting(1e-4, "learning rate", ge=0, le=0.1)
-    beta1: float = setting(0.0, "decay of AdamW's first moment", ge=0, le=0.9999)
-    beta2: float = setting(0.999, "decay of AdamW's second moment", ge=0, le=0.99999)
-    weight_decay: float = setting(0.0, "AdamW's decoupled weight decay", ge=0, le=1)
-
-
 class Student(Optimizer):
     """The few-step student (for flow_matching: the model in training)."""
 
@@ -119,6 +92,9 @@ class Student(Optimizer):
 class Critic(Optimizer):
     """The critic: the adapter that follows the student's own distribution."""
 
+    kind: Literal["lora", "full"] = setting(
+        "lora", "lora = an adapter on the frozen base; full = a trainable copy, as in DMD2 (only with alpha_weak 0)"
+    )
     rank: int = setting(64, "rank of the critic's adapter; not below the student's", ge=1, le=1024)
     updates: int = setting(5, "critic updates for each generator update", unit="updates", ge=1, le=100)
     warmup: int = setting(
@@ -141,6 +117,7 @@ class Matching(Section):
     score_min: float = setting(0.02, "lowest noise level of a score", unit="sigma", ge=0, le=1)
     score_max: float = setting(0.98, "highest noise level of a score", unit="sigma", ge=0, le=1)
     normaliser_floor: float = setting(0.05, "floor under the normaliser of each sample's gradient", ge=1e-8, le=10)
+    weight: float = setting(1.0, "weight of the matching gradient (0 = none, and no critic)", ge=0, le=100)
     batched_scores: bool = setting(True, "make the scores of a step in one batch; false takes less memory")
     ground_truth_weight: float = setting(0.0, "weight of the ground-truth term (0 = off)", ge=0, le=100)
 
@@ -159,6 +136,9 @@ class Rollout(Section):
 
     source: Literal["backward_simulation", "noised_data"] = setting(
         "backward_simulation", "the student's own path from noise, or noised clips"
+    )
+    grad_steps: Literal["random", "last", "all"] = setting(
+        "random", "which steps of the student's path an update supervises: one at random, the last, or each of them"
     )
     reuse: Literal["visited", "exit", "fresh"] = setting(
         "visited",
@@ -242,11 +222,13 @@ class Evaluate(Section):
     clip_model: str = setting("", "folder of a CLIP model for a text column; empty = none")
 
 
-class Recipe(Section):
+class _Recipe(Section):
     """The whole run."""
 
-    method: Literal["distribution_matching", "flow_matching"] = setting(
-        "distribution_matching", "distil a teacher into few steps, or train a model on clips"
+    method: Literal["distribution_matching", "consistency", "flow_matching"] = setting(
+        "distribution_matching",
+        "distil a teacher into few steps by matching distributions (W2SVD, DMD2 and what is mixed with them) or by "
+        "consistency (LCM), or train a model on clips",
     )
     name: str = setting(
         "portraits",
@@ -256,6 +238,9 @@ class Recipe(Section):
     first: str = setting(
         "",
         "recipe of a fine-tune that is run first, on this recipe's model and clips; what it makes is the teacher",
+    )
+    start: str = setting(
+        "", "finished run whose student and critic this one starts from, on the command line also --from; empty = none"
     )
     seed: int = setting(0, "seed of everything random in the training", ge=0, le=MAX_SEED)
     model: Model = Model()
@@ -267,6 +252,12 @@ class Recipe(Section):
     train: Train = Train()
     teacher: Teacher = Teacher()
     evaluate: Evaluate = Evaluate()
+    guard: Guard = Guard()
+
+    @property
+    def distils(self) -> bool:
+        """Whether a teacher is made into a few-step student, which is what is saved and measured."""
+        return self.method != "flow_matching"
 
     @field_validator("name")
     @classmethod
@@ -289,20 +280,26 @@ class Recipe(Section):
                 f"evaluate.seed {self.evaluate.seed} would measure portraits that data.clips {self.data.clips} trains "
                 f"on; set evaluate.seed to at least {self.data.clips}"
             )
+        self.guard.check(self)
         if self.data.prompts:
             self._check_prompts()
         new = self.model.init
         if self.model.encoders == "own" and new != "load":
             raise ValueError(f"model.init {new} learns from the bundled encoders; set model.encoders to bundled")
-        if self.student.kind == "full" and self.model.precision != "fp32":
+        if "full" in (self.student.kind, self.critic.kind) and self.model.precision != "fp32":
             raise ValueError(
-                f"student.kind full with model.precision {self.model.precision} would lose small steps to rounding; "
-                "use fp32, or student.kind lora"
+                f"a full copy (student.kind, critic.kind) with model.precision {self.model.precision} would lose small "
+                "steps to rounding; use fp32, or kind lora"
             )
-        if self.student.init and (self.student.kind == "full" or self.method != "distribution_matching"):
+        if self.student.init and (self.student.kind == "full" or self.method == "flow_matching"):
             raise ValueError(
                 "student.init is for the adapter of a student in distillation; clear it, or merge the LoRA into the "
                 "model by model.loras"
+            )
+        if self.start and (self.method != "distribution_matching" or self.student.init):
+            raise ValueError(
+                "start takes student and critic of a run of method distribution_matching, and nothing beside it; clear "
+                "start, or student.init"
             )
         if self.model.compile and (self.method != "flow_matching" or self.student.kind != "full"):
             raise ValueError(
@@ -311,6 +308,8 @@ class Recipe(Section):
             )
         if self.method == "distribution_matching":
             self._check_distillation()
+        elif self.method == "consistency":
+            self._check_teacher()
         elif new != "load" and self.student.kind == "lora":
             raise ValueError(
                 f"student.kind lora cannot train model.init {new}, because an adapter leaves its "
@@ -320,7 +319,7 @@ class Recipe(Section):
 
     def _check_prompts(self) -> None:
         needs_clips = {
-            "method flow_matching": self.method == "flow_matching",
+            f"method {self.method}": self.method != "distribution_matching",
             "first": bool(self.first),
             "rollout.source noised_data": self.rollout.source == "noised_data",
             "evaluate.clips": self.evaluate.clips > 0 and self.data.folder != "portraits",
@@ -335,19 +334,40 @@ class Recipe(Section):
                 "matching.ground_truth_weight needs the clip that a sample was noised from, which "
                 "rollout.source backward_simulation has not; set rollout.source to noised_data, or the weight to 0"
             )
-        if self.model.init != "load":
-            raise ValueError(
-                f"model.init {self.model.init} leaves method distribution_matching without a teacher; "
-                "set model.init to load, or method to flow_matching"
-            )
-        if self.student.kind == "lora" and self.critic.rank < self.student.rank:
+        self._check_teacher()
+        lora = self.student.kind == self.critic.kind == "lora"
+        if lora and self.critic.rank < self.student.rank:
             raise ValueError(
                 f"critic.rank {self.critic.rank} is below student.rank {self.student.rank}, so the critic "
                 f"cannot follow the student; set critic.rank to at least {self.student.rank}"
             )
         weak, strong = self.matching.alpha_weak, self.matching.alpha_strong
+        if self.critic.kind == "full" and (weak != 0 or strong != 1):
+            raise ValueError(
+                f"critic.kind full has no adapter whose strength matching.alpha_weak {weak:g} and alpha_strong "
+                f"{strong:g} could set; set them to 0 and 1, or critic.kind to lora"
+            )
         if weak > strong or (weak == strong and self.matching.guidance_scale == 1):
             raise ValueError(
                 f"matching.alpha_weak {weak:g} must be below matching.alpha_strong {strong:g}, "
                 "or the student learns nothing or the reverse; lower matching.alpha_weak"
             )
+
+    def _check_teacher(self) -> None:
+        if self.model.init != "load":
+            raise ValueError(
+                f"model.init {self.model.init} leaves method {self.method} without a teacher; "
+                "set model.init to load, or method to flow_matching"
+            )
+
+
+if TYPE_CHECKING:
+    Recipe = _Recipe
+else:
+    Recipe = create_model(
+        "Recipe",
+        __base__=_Recipe,
+        __doc__=_Recipe.__doc__,
+        **{name: (kind, kind()) for name, kind in sections().items()},
+    )
+"""With a section for each file in `objectives/` that has settings, under the file's name."""

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path, PureWindowsPath
-
-import torch
-from torch import Tensor
+from typing import cast
 
 from . import __version__
 from .assembly import Job
@@ -17,8 +14,9 @@ from .files import dtype_named, whole_folder, write_safetensors
 from .flow import sigma_list
 from .lora_files import LoraMetadata, Schedule, base_hash, pairs_from_peft, write_lora
 from .lora_metadata import METADATA_KEY
+from .options import value_of
 from .places import parse_lora, rewritten
-from .roles import GENERATOR, SharedModel
+from .roles import GENERATOR, SharedModel, swapped_in
 from .settings import Recipe
 from .stages import FIRST, with_trained_teacher
 
@@ -59,36 +57,24 @@ def teacher_note(recipe: Recipe, run: Path) -> str:
 def student_metadata(recipe: Recipe, model: SharedModel, note: str = "") -> LoraMetadata:
     """What travels inside the student's file: the schedule, and what it was made from and how."""
     m = recipe.matching
-    distils = recipe.method == "distribution_matching"
-    method = ("w2s" if m.alpha_weak else "dmd") if distils else recipe.method
+    made: dict[str, tuple[str, float | None, float | None]] = {  # method, alpha_weak, guidance
+        "distribution_matching": ("w2s" if m.alpha_weak else "dmd", m.alpha_weak, m.guidance_scale),
+        "consistency": ("lcm", None, cast(float, value_of(recipe, "consistency.guidance_scale"))),
+        "flow_matching": ("flow_matching", None, None),
+    }
+    method, alpha_weak, guidance = made[recipe.method]
     return LoraMetadata(
         method=method,
         schedules=(schedule_of(recipe),),
         base_class=type(model.base).__name__,
         base_hash=base_hash(model.base_state()),
         base_precision=recipe.model.precision,
-        alpha_weak=m.alpha_weak if distils else None,
-        teacher_guidance=m.guidance_scale if distils else None,
+        alpha_weak=alpha_weak,
+        teacher_guidance=guidance,
         version=__version__,
         recipe=recipe.name,
         note=note,
     )
-
-
-@contextlib.contextmanager
-def swapped_in(weights: Mapping[str, Tensor], model: SharedModel) -> Iterator[None]:
-    """Let the generator role use these weights (its moving average, say) for a while."""
-    own = model.parameters("generator")
-    before = {name: parameter.detach().clone() for name, parameter in own.items()}
-    with torch.no_grad():
-        for name, parameter in own.items():
-            parameter.copy_(weights[name])
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for name, parameter in own.items():
-                parameter.copy_(before[name])
 
 
 def save_student(recipe: Recipe, job: Job, folder: Path) -> list[Path]:

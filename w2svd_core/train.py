@@ -23,6 +23,9 @@ def parser() -> Parser:
     )
     door.add_argument("--out", type=Path, help="run folder; default ./runs/<recipe>-<time>")
     door.add_argument("--resume", type=Path, metavar="RUN", help="go on with this run folder, bit for bit")
+    door.add_argument(
+        "--from", metavar="RUN", dest="start", help="start from this run's student and critic (= --start)"
+    )
     add_arguments(door)
     return door
 
@@ -30,6 +33,8 @@ def parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the door."""
     args, given = parse_arguments(parser(), argv)
+    if args.start:
+        given = {**given, "start": args.start}
     if args.resume is None:
         recipe = load_recipe(args.recipe or "portraits", given)
     elif given or args.out is not None or args.recipe is not None:

@@ -12,6 +12,9 @@ from .run import RunFolder
 from .settings import Train
 from .watch import Terminal, Watch
 
+Look = Callable[[int], tuple[Mapping[str, float], bool]]
+"""From the number of rounds done to what to log beside the round, nothing mostly, and whether the run shall end."""
+
 
 class Program(Protocol):
     """What the loop drives: rounds that are functions of their index and of the tensors.
@@ -20,7 +23,8 @@ class Program(Protocol):
         shown: logged values that the progress bar shows, each with its short name, in order.
     """
 
-    shown: Mapping[str, str]
+    @property
+    def shown(self) -> Mapping[str, str]: ...
 
     @property
     def rounds(self) -> int:
@@ -57,9 +61,10 @@ def train(
     main: bool = True,
     log: Callable[[dict[str, float], int], None] = lambda values, step: None,
     on_sample: Callable[[int], None] = lambda step: None,
+    look: Look = lambda step: ({}, False),
     watch: Watch | None = None,
 ) -> None:
-    """Run the rounds from `start` to the end.
+    """Run the rounds from `start` to the end, or until a look ends them.
 
     Args:
         program: what a round is.
@@ -67,6 +72,7 @@ def train(
         main: whether this process is the one that writes.
         log: the trackers; called with values and the number of rounds done.
         on_sample: called every `train.sample_every` rounds.
+        look: called after each round, before it is logged and saved; it may end the run, which is then a whole one.
         watch: who looks on, and may ask to stop; a terminal by default.
 
     Raises:
@@ -79,16 +85,20 @@ def train(
             values = program.round(index)
             done, seconds = index + 1, time.perf_counter() - began
             watch.step(done, program.rounds, values, program.shown, seconds)
-            if done % settings.log_every == 0 and main:
+            seen, enough = look(done)
+            if main and (seen or done % settings.log_every == 0):
+                values |= seen
                 values["seconds"] = seconds
                 run.log(done, values)
                 log(values, done)
-            stop = watch.stop()
-            if stop or _due(done, settings.checkpoint_every) or done == program.rounds:
+            stop, last = watch.stop(), enough or done == program.rounds
+            if stop or last or _due(done, settings.checkpoint_every):
                 run.save_checkpoint(done, program.tensors, main=main)
-            if stop and done < program.rounds:
+            if last:
+                return
+            if stop:
                 raise Interrupted(done)
-            if _due(done, settings.sample_every) and done < program.rounds:
+            if _due(done, settings.sample_every):
                 on_sample(done)
 
 

@@ -14,7 +14,19 @@ def _wan() -> Backbone:
     return BACKBONE
 
 
-FAMILIES: dict[str, Callable[[], Backbone]] = {"wan": _wan}
+def _animatediff() -> Backbone:
+    from .animatediff import BACKBONE
+
+    return BACKBONE
+
+
+def _image_unet() -> Backbone:
+    from .image_unet import BACKBONE
+
+    return BACKBONE
+
+
+FAMILIES: dict[str, Callable[[], Backbone]] = {"wan": _wan, "animatediff": _animatediff, "image_unet": _image_unet}
 
 
 def backbone(family: str) -> Backbone:

@@ -82,9 +82,11 @@ class Backbone(Protocol):
         process: what the model's output means.
         lora_targets: module names (endings) that take an adapter.
         keys: module names in native files.
+        frame_by_frame: its latents are of single frames, as an image model's; no causal VAE packs them together.
     """
 
     name: str
+    frame_by_frame: bool
     process: Process
     lora_targets: tuple[str, ...]
     keys: KeyMap

@@ -33,6 +33,7 @@ class NativeBackbone:
     """
 
     name = "comfyui"
+    frame_by_frame = False
     process: Process = RectifiedFlow()
 
     def __init__(self, base: NativeModel, constants: Mapping[str, Any] | None = None) -> None:

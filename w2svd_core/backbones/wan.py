@@ -42,6 +42,7 @@ class WanBackbone:
     """Wan. The model predicts eps - x0 and takes its time as 1000 sigma."""
 
     name = "wan"
+    frame_by_frame = False
     process: Process = RectifiedFlow()
     lora_targets: tuple[str, ...] = (
         *("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"),

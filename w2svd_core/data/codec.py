@@ -7,6 +7,8 @@ a linear encoder, 0.5 million weights, fitted to the rendered portraits of this 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -118,6 +120,38 @@ class PortraitCodec(nn.Module):
         from ..hashing import tensors_hash
 
         return tensors_hash({"mean": self.mean, "basis": self.basis})  # latents do not depend on the decoder
+
+
+class FrameByFrame(nn.Module):
+    """A codec that makes each frame a clip of its own, so that its latents are an image model's.
+
+    Args:
+        codec: of frames; it may pack several of a longer clip together.
+    """
+
+    def __init__(self, codec: PortraitCodec) -> None:
+        super().__init__()
+        self.codec = codec
+        self.geometry = replace(codec.geometry, time=1)
+
+    def encode(self, video: Tensor) -> Tensor:
+        self.geometry.latent_shape(*video.shape[2:])
+        return by_frame(self.codec.encode, video)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return by_frame(self.codec.decode, latents)
+
+    def fingerprint(self) -> str:
+        from ..hashing import value_hash
+
+        return value_hash(["frame by frame", self.codec.fingerprint()])
+
+
+def by_frame(change: Callable[[Tensor], Tensor], clips: Tensor) -> Tensor:
+    """What becomes of the frames of `b c f h w`, each as a clip."""
+    found = change(clips.transpose(1, 2).flatten(0, 1).unsqueeze(2))
+    frames: Tensor = found.squeeze(2).unflatten(0, (len(clips), -1))
+    return frames.transpose(1, 2)
 
 
 def load_portrait_codec(path: Path) -> PortraitCodec:

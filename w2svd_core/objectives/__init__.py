@@ -1,1 +1,33 @@
-"""A paper in each file: pure functions of tensors, its arXiv number on the first line."""
+"""A paper in each file: pure functions of tensors, its arXiv number on the first line.
+
+A file may also hold the paper's settings, as a class `Settings`, and what it adds to a generator update, as a class
+`Added` (see `terms.py`). Both are found here by the file's name, and nowhere else: no list has to be kept. To be found
+cheaply, a file imports torch inside its functions.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+from functools import cache
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..sections import Section
+
+
+@cache
+def _members(name: str) -> dict[str, Any]:
+    """That attribute of each file that has it, by the file's name."""
+    files = [import_module(f".{info.name}", __name__) for info in pkgutil.iter_modules(__path__)]
+    return {file.__name__.rpartition(".")[2]: getattr(file, name) for file in files if hasattr(file, name)}
+
+
+def sections() -> dict[str, type[Section]]:
+    """The settings of each paper that has its own."""
+    return _members("Settings")
+
+
+def terms() -> dict[str, Any]:
+    """What each paper adds to a generator update: a `terms.Term`."""
+    return _members("Added")

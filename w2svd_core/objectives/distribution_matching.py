@@ -7,11 +7,12 @@ adapter for the fake score, alpha_weak = 0.25 is W2SVD.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from ..numbers import wide
 
-from ..flow import wide
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,10 @@ class Gap:
     nonfinite: int
 
 
-def _per_sample_mean(x: Tensor, free: Tensor | None) -> Tensor:
+def per_sample_mean(x: Tensor, free: Tensor | None) -> Tensor:
+    """The mean of each sample, or of what is free in it, as `b 1 1 1 1`."""
     if free is not None:
-        return _per_sample_mean(x * free, None) / _per_sample_mean(free, None)
+        return per_sample_mean(x * free, None) / per_sample_mean(free, None)
     return x.flatten(1).mean(1).view(-1, *[1] * (x.ndim - 1))
 
 
@@ -53,7 +55,7 @@ def matching_gradient(
         `b c f h w`, float32 or wider, no gradient. Non-finite elements stay as they are: see `watch`.
     """
     x, fake, real = wide(x_student).detach(), wide(x0_fake).detach(), wide(x0_real).detach()
-    return (fake - real) / _per_sample_mean((x - real).abs(), free).clamp(min=floor)
+    return (fake - real) / per_sample_mean((x - real).abs(), free).clamp(min=floor)
 
 
 def matching_loss(x_student: Tensor, gradient: Tensor) -> Tensor:
@@ -64,17 +66,19 @@ def matching_loss(x_student: Tensor, gradient: Tensor) -> Tensor:
 
 def watch(x_student: Tensor, x0_fake: Tensor, x0_real: Tensor) -> Gap:
     """Numbers that tell how the two scores stand to each other; the critic's loss alone tells nothing."""
+    import torch
+
     x, fake, real = wide(x_student).detach(), wide(x0_fake).detach(), wide(x0_real).detach()
     cosine = torch.cosine_similarity((fake - x).flatten(1), (real - x).flatten(1), dim=1).mean()
     relative = ((fake - real).flatten(1).norm(dim=1) / (x - real).flatten(1).norm(dim=1).clamp(min=1e-8)).mean()
-    return Gap(float(cosine), float(relative), int((~torch.isfinite(fake - real)).sum()))
+    return Gap(float(cosine), float(relative), int((~(fake - real).isfinite()).sum()))
 
 
 def _mean_distance(x: Tensor) -> float:
     """Between two rows of `b c f h w`, b > 1: the root mean square difference of an element, mean over all pairs."""
     rows = wide(x).detach().flatten(1)
-    distances = [(rows - rows.roll(k, 0)).square().mean(1).sqrt() for k in range(1, len(rows))]
-    return float(torch.stack(distances).mean())
+    distances = [float((rows - rows.roll(k, 0)).square().mean(1).sqrt().mean()) for k in range(1, len(rows))]
+    return sum(distances) / len(distances)
 
 
 def relative_diversity(x_student: Tensor, data: Tensor) -> float | None:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from typing import TYPE_CHECKING
 
-from ..flow import Process, wide
+from ..numbers import wide
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..flow import Process
 
 
 def denoising_loss(

@@ -6,9 +6,12 @@ weight could not be read; here it is normalised as the matching gradient is (inf
 
 from __future__ import annotations
 
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from .distribution_matching import matching_gradient
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def ground_truth_gradient(

@@ -1,0 +1,244 @@
+"""`docs/results.md`: every number out of a cell, the papers' beside ours, and what has not run."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from pictures import write_pictures
+from plan import TEST, VALIDATION, Plan, Planned
+from rows import CLAIMS, Claim, Row
+
+from w2svd_core.files import write_text
+from w2svd_core.tables import SHORT_UNITS, UNITS, number, title
+
+METRICS = ("frechet_video", "frechet_frame", "motion", "flicker", "saturation", "diversity", "adherence", "identity")
+NOT_RUN = "not run"
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row with what was measured.
+
+    Attributes:
+        results: of the cells that are finished.
+    """
+
+    row: Row
+    planned: Planned
+    results: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
+
+    def values(self, metric: str) -> list[float]:
+        """One for each seed."""
+        return [result["values"][metric] for result in self.results if metric in result["values"]]
+
+    def mean(self, metric: str) -> float | None:
+        """Over the seeds."""
+        found = self.values(metric)
+        return statistics.mean(found) if found else None
+
+    def spread(self, metric: str) -> float:
+        """Half the distance from the smallest to the largest seed."""
+        found = self.values(metric)
+        return (max(found) - min(found)) / 2 if found else 0.0
+
+    def about(self, key: str) -> float | None:
+        """The mean of what stands beside the metrics."""
+        found = [result[key] for result in self.results if result.get(key)]
+        return statistics.mean(found) if found else None
+
+
+def lines_of(plan: Plan) -> dict[str, Line]:
+    """Every row that a table has, with its results."""
+    found = {}
+    for row in plan.rows.values():
+        if row.kind != "model":
+            planned = plan.of(row)
+            results = [result for cell in planned.test if (result := cell.read(plan.out)) is not None]
+            found[row.name] = Line(row, planned, results)
+    return found
+
+
+def write_page(plan: Plan, docs: Path, command: str) -> Path:
+    """Write the page and its plots; returns the page."""
+    lines = lines_of(plan)
+    parts = [heading(plan, lines, command), *tables(lines), claims(lines), *grid_table(lines)]
+    pictures = write_pictures(docs / "plots", lines, plan)
+    parts += [f"![{words}](plots/{path.name})\n\n{words}" for path, words in pictures]
+    parts += [why_not(lines)]
+    page = docs / "results.md"
+    write_text(page, "\n\n".join(part for part in parts if part) + "\n")
+    return page
+
+
+def heading(plan: Plan, lines: Mapping[str, Line], command: str) -> str:
+    """What was done, in words."""
+    o = plan.options
+    machines = sorted({result["machine"] for line in lines.values() for result in line.results})
+    sweep = (
+        f"Before that, every trained row had its rates multiplied by {', '.join(f'{f:g}' for f in o.sweep)} (one seed, "
+        f"{o.sweep_budget:g} of the budget, {o.sweep_clips} validation portraits from seed {VALIDATION} on); the "
+        "factor with the least video Fréchet distance there was taken for all seeds."
+        if o.sweep
+        else "Rates are the recipes' own; no sweep was made."
+    )
+    return (
+        "# Results\n\n"
+        f"Written by `{command}`; every number is out of a cell that this command made. Measured on "
+        f"{'; '.join(machines) or 'no machine yet'}.\n\n"
+        f"Seeds {', '.join(map(str, o.seeds))}: mean ± half the distance from the smallest to the largest. {o.clips} "
+        f"clips in each cell, held-out portraits from seed {TEST} on, the same captions and noise seeds for all. "
+        f"Trained rows have the same training FLOPs: {o.budget:g} times what 120 updates of `portraits_long` take "
+        "(rows from a first frame: of `portraits_image`), counted from executed operations, the critic's head start "
+        "included; the training of the image-conditioned teacher is not counted, as that of the other teacher is not. "
+        "A row that starts from another one shares the budget with it. "
+        f"{sweep} Wall time is that of the rounds alone, peak memory that of the whole process.\n\n"
+        "The Fréchet distances use this project's own networks: they compare with each other, and with no published "
+        "number. The best of 9 Euler samplers is chosen on the test portraits themselves, in the teacher's favour."
+    )
+
+
+def tables(lines: Mapping[str, Line]) -> list[str]:
+    """A table for each group."""
+    parts = []
+    shown = [line for line in lines.values() if line.row.group != "Grid"]
+    for group, of_group in groupby(shown, key=lambda line: line.row.group):
+        rows = list(of_group)
+        metrics = [m for m in METRICS if m != "identity" or group == "From a first frame"]
+        heads = [title(m) + (f" ({SHORT_UNITS[m]})" if m in SHORT_UNITS else "") for m in metrics]
+        heads = [
+            "",
+            "model calls",
+            *heads,
+            "train TFLOP",
+            "updates",
+            "rates ×",
+            "peak MiB",
+            "minutes",
+            "paper",
+            "order",
+        ]
+        text = ["| " + " | ".join(heads) + " |", "| --- |" + " ---: |" * (len(heads) - 3) + " --- | --- |"]
+        text += [table_line(line, metrics, lines) for line in rows]
+        parts.append(f"## {group}\n\n" + "\n".join(text))
+    meanings = [f"- {title(m)}: {UNITS[m]}." for m in METRICS]
+    return [*parts, "\n".join(meanings)]
+
+
+def table_line(line: Line, metrics: Sequence[str], lines: Mapping[str, Line]) -> str:
+    """One row, or that it has not run."""
+    row = line.row
+    if not line.results:
+        cells = [NOT_RUN, *[""] * (len(metrics) + 5)]
+    else:
+        planned = len(line.planned.test)
+        some = f" ({len(line.results)} of {planned} seeds)" if len(line.results) < planned else ""
+        calls, factor = line.results[0]["model_calls"], line.planned.factor
+        trained = row.kind == "student"
+        cells = [("" if calls is None else str(calls)) + some]
+        cells += [with_spread(line, metric) for metric in metrics]
+        cells += [
+            shown(line.about("train_flops") if trained else None, 1e12),
+            str(line.results[0]["steps"]) if trained else "",
+            f"{factor:g}" if trained and factor is not None else "",
+            shown(line.about("peak_memory"), 2**20),
+            shown(line.about("train_seconds"), 60),
+        ]
+    held = [verdict(claim, lines) for claim in CLAIMS if row.name in (claim.better, claim.worse)]
+    known = [one for one in held if one != NOT_RUN]
+    order = f"{sum(one == AGREES for one in known)} of {len(known)} hold" if known else ""
+    name = f"{row.title} (`{row.name}`)"
+    return "| " + " | ".join([name, *cells, row.paper, order]) + " |"
+
+
+def shown(value: float | None, unit: float) -> str:
+    """A number in a unit, or nothing."""
+    return "" if value is None else number(value / unit)
+
+
+def with_spread(line: Line, metric: str) -> str:
+    """Mean and spread."""
+    mean = line.mean(metric)
+    if mean is None:
+        return ""
+    several = len(line.values(metric)) > 1
+    return number(mean) + (f" ± {number(line.spread(metric))}" if several else "")
+
+
+# ---- orders
+
+AGREES, DISAGREES, ALIKE = "agrees", "**disagrees**", "can't be told apart"
+
+
+def verdict(claim: Claim, lines: Mapping[str, Line]) -> str:
+    """Whether our rows stand in the order of a claim, as far as the seeds' spread tells."""
+    better, worse = lines.get(claim.better), lines.get(claim.worse)
+    aim = lines[claim.target].mean(claim.metric) if claim.target in lines else None
+    if better is None or worse is None or (claim.target and aim is None):
+        return NOT_RUN
+    own, other = better.mean(claim.metric), worse.mean(claim.metric)
+    if own is None or other is None:
+        return NOT_RUN
+
+    def goodness(value: float) -> float:
+        return -abs(value - aim) if aim is not None else value if claim.higher else -value
+
+    ahead = goodness(own) - goodness(other)
+    if abs(ahead) <= better.spread(claim.metric) + worse.spread(claim.metric):
+        return ALIKE
+    return AGREES if ahead > 0 else DISAGREES
+
+
+def claims(lines: Mapping[str, Line]) -> str:
+    """The orders that papers report, with theirs and ours."""
+    text = [
+        "## The papers' orders",
+        "",
+        f"{ALIKE[0].upper()}{ALIKE[1:]}: the difference is no larger than the spreads of the two rows' seeds together. "
+        "The papers' numbers are of other models, clips and metrics.",
+        "",
+        "| before | after | source | theirs | our metric | ours | order |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for claim in CLAIMS:
+        ours = [lines[name] for name in (claim.better, claim.worse) if name in lines]
+        numbers = [with_spread(line, claim.metric) or NOT_RUN for line in ours]
+        aim = f", nearer to {claim.target}" if claim.target else ", higher" if claim.higher else ", lower"
+        words = [*(line.row.title for line in ours), claim.source, claim.theirs, title(claim.metric) + aim]
+        text.append("| " + " | ".join([*words, " against ".join(numbers), verdict(claim, lines)]) + " |")
+    return "\n".join(text)
+
+
+def grid_table(lines: Mapping[str, Line]) -> list[str]:
+    """alpha_weak against guidance, and what was foreseen of it."""
+    cells = [line for line in lines.values() if line.row.group == "Grid"]
+    if not cells:
+        return []
+    of: Callable[[Line, str], float] = lambda line, key: float(line.row.settings[f"matching.{key}"])  # noqa: E731
+    alphas = sorted({of(line, "alpha_weak") for line in cells})
+    scales = sorted({of(line, "guidance_scale") for line in cells})
+    at = {(of(line, "alpha_weak"), of(line, "guidance_scale")): line for line in cells}
+    parts = ["## alpha_weak against guidance", ""]
+    parts += [
+        "Linearised (methods of W2SVD, our reading), the shift damps the matching by 1 - alpha_weak and leaves the "
+    ]
+    parts[-1] += "guidance as it is: rows with the same (guidance - 1) / (1 - alpha_weak) should be alike. One seed."
+    for metric in ("frechet_video", "saturation"):
+        heads = " | ".join(f"guidance {scale:g}" for scale in scales)
+        parts += ["", f"| {title(metric)} | {heads} |", "| --- |" + " ---: |" * len(scales)]
+        for alpha in alphas:
+            found = [with_spread(at[alpha, scale], metric) or NOT_RUN for scale in scales]
+            parts.append(f"| alpha_weak {alpha:g} | " + " | ".join(found) + " |")
+    return ["\n".join(parts)]
+
+
+def why_not(lines: Mapping[str, Line]) -> str:
+    """Why rows have not run, where it is known."""
+    found = [(line.row, line.planned.why) for line in lines.values() if line.planned.why]
+    if not found:
+        return ""
+    return "\n".join(["## Not run yet, and why", "", *[f"- {row.title} (`{row.name}`): {why}." for row, why in found]])

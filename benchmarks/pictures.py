@@ -1,0 +1,149 @@
+"""The plots of the results page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from plan import Plan
+from rows import ALPHAS, slug
+
+from w2svd_core.plots import BLUE, COLOURS, GREY, ORANGE, STYLE, _figure, _save
+from w2svd_core.tables import number, title
+
+if TYPE_CHECKING:
+    from page import Line
+
+Lines = Mapping[str, "Line"]
+
+
+def write_pictures(folder: Path, lines: Lines, plan: Plan) -> list[tuple[Path, str]]:
+    """Every plot that there are numbers for, with its words."""
+    from matplotlib import rc_context
+
+    drawn = {
+        "alpha_weak": (alpha_curve, "Motion and distance over alpha_weak, with and without the ground-truth term"),
+        "steps": (steps_curve, "Video Fréchet distance over the number of steps: the winner, and the teacher's Euler"),
+        "flops": (flops_curve, "Video Fréchet distance over training FLOPs: sweep, start and test cells of each row"),
+        "grid": (grid_map, "alpha_weak against guidance: distance, and saturation over the foreseen combination"),
+    }
+    found = []
+    for name, (draw, words) in drawn.items():
+        with rc_context(STYLE):
+            figure = draw(lines, plan)
+            if figure is not None:
+                found.append((_save(figure, folder / f"{name}.png"), words))
+    return found
+
+
+def points(axis: Any, xs: Sequence[float], own: Sequence[Line], metric: str, **look: Any) -> bool:
+    """Means with their spreads, where there are any; returns whether there are."""
+    there = [(x, line) for x, line in zip(xs, own, strict=True) if line.results]
+    if there:
+        means = [line.mean(metric) for _, line in there]
+        spreads = [line.spread(metric) for _, line in there]
+        axis.errorbar([x for x, _ in there], means, yerr=spreads, marker="o", capsize=3, **look)
+    return bool(there)
+
+
+def alpha_curve(lines: Lines, plan: Plan) -> Any:
+    """The paper's ablation."""
+    metrics = ("frechet_video", "motion", "frechet_frame")
+    names = {"": ("without ground truth", BLUE), "_gt": ("with ground truth", ORANGE)}
+    if not all(f"w2s_{slug(a)}{end}" in lines for a in ALPHAS for end in names):
+        return None
+    figure, axes = _figure(3, 14.4, 3.4)
+    any_at_all = False
+    for axis, metric in zip(axes, metrics, strict=True):
+        for end, (label, colour) in names.items():
+            own = [lines[f"w2s_{slug(alpha)}{end}"] for alpha in ALPHAS]
+            any_at_all |= points(axis, ALPHAS, own, metric, color=colour, label=label)
+        axis.set(title=title(metric), xlabel="alpha_weak")
+        if any_at_all:
+            axis.legend(fontsize=8)
+    return figure if any_at_all else None
+
+
+def steps_curve(lines: Lines, plan: Plan) -> Any:
+    """Quality against steps."""
+    figure, (axis, *_) = _figure(1, 6.4, 3.6)
+    any_at_all = False
+    for start, label, colour in (("winner_", "the winner, trained for each", BLUE), ("euler_", "teacher, Euler", GREY)):
+        own = {int(name.removeprefix(start)): line for name, line in lines.items() if name.startswith(start)}
+        any_at_all |= points(axis, list(own), list(own.values()), "frechet_video", color=colour, label=label)
+    if not any_at_all:
+        return None
+    if "teacher" in lines and (mean := lines["teacher"].mean("frechet_video")) is not None:
+        axis.axhline(mean, color=ORANGE, linestyle="--", linewidth=1, label="teacher, 28 steps")
+    axis.set(title=title("frechet_video"), xlabel="steps")
+    axis.legend(fontsize=8)
+    return figure
+
+
+def flops_curve(lines: Lines, plan: Plan) -> Any:
+    """Quality against training FLOPs, from whatever budgets there are results of."""
+    figure, (axis, *_) = _figure(1, 7.6, 4.2)
+    found = [line for line in lines.values() if line.row.kind == "student" and line.row.group == "Students"]
+    found = [line for line in found if line.results]
+    for index, line in enumerate(found):
+        budgets = at_other_budgets(line, plan)
+        xs = [flops / 1e12 for flops, _ in budgets]
+        colour, marker = COLOURS[index % len(COLOURS)], "os^Dv<>"[index // len(COLOURS) % 7]
+        axis.plot(xs, [value for _, value in budgets], color=colour, marker=marker, label=line.row.title)
+    if not found:
+        return None
+    axis.set(title=title("frechet_video"), xlabel="training FLOPs (TFLOP)")
+    axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def at_other_budgets(line: Line, plan: Plan) -> list[tuple[float, float]]:
+    """(FLOPs, mean distance) of a row's test cells at every budget that this folder has results of.
+
+    Cells of a row with the test's clips and seeds that were made by other calls with another `--budget` count too.
+    """
+    import json
+
+    own = line.results[0]
+    groups: dict[float, list[float]] = {}
+    for path in sorted((plan.out / "cells").glob("*.json")):
+        cell = json.loads(path.read_text(encoding="utf-8"))
+        alike = all(cell[key] == own[key] for key in ("row", "kind", "clips", "evaluate_seed", "assets"))
+        if alike:
+            groups.setdefault(cell["train_flops"], []).append(cell["values"]["frechet_video"])
+    return [(flops, sum(values) / len(values)) for flops, values in sorted(groups.items())]
+
+
+def grid_map(lines: Lines, plan: Plan) -> Any:
+    """The grid as a map, and saturation over (guidance - 1) / (1 - alpha_weak)."""
+    import numpy as np
+
+    cells = [line for line in lines.values() if line.row.group == "Grid" and line.results]
+    if not cells:
+        return None
+    found = {}
+    for line in cells:
+        alpha, scale = (float(line.row.settings[f"matching.{key}"]) for key in ("alpha_weak", "guidance_scale"))
+        found[alpha, scale] = line
+    alphas, scales = (sorted({pair[place] for pair in found}) for place in (0, 1))
+    figure, (left, right) = _figure(2, 10.5, 3.8)
+    distance = np.full((len(alphas), len(scales)), np.nan)
+    for (alpha, scale), line in found.items():
+        distance[alphas.index(alpha), scales.index(scale)] = line.mean("frechet_video")
+    left.imshow(distance, cmap="viridis_r", aspect="auto")
+    for (row, column), value in np.ndenumerate(distance):
+        if np.isfinite(value):
+            left.text(column, row, number(value), ha="center", va="center", color="white")
+    left.set(title=title("frechet_video"), xlabel="guidance", ylabel="alpha_weak")
+    left.set_xticks(range(len(scales)), [f"{scale:g}" for scale in scales])
+    left.set_yticks(range(len(alphas)), [f"{alpha:g}" for alpha in alphas])
+    left.grid(visible=False)
+    for index, alpha in enumerate(alphas):
+        pairs = sorted((scale, line) for (a, scale), line in found.items() if a == alpha)
+        xs = [(scale - 1) / (1 - alpha) for scale, _ in pairs]
+        ys = [line.mean("saturation") for _, line in pairs]
+        right.plot(xs, ys, marker="o", color=COLOURS[index], label=f"alpha_weak {alpha:g}")
+    right.set(title="Saturation", xlabel="(guidance - 1) / (1 - alpha_weak)")
+    right.legend(fontsize=8)
+    return figure

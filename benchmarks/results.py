@@ -1,0 +1,140 @@
+"""The results table: every paper's method on the portraits, with the same training FLOPs, on several seeds.
+
+    python benchmarks/results.py --out bench
+    python benchmarks/results.py --out bench --rows teacher euler_4 dmd2 w2s --minutes 60
+    python benchmarks/results.py --list
+
+Each row and seed is a cell with a JSON of its own: a finished one is not run again, a stopped training goes on, and
+what has not run says so. Writes `docs/results.md` and its plots.
+"""
+
+from __future__ import annotations
+
+import difflib
+import signal
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from cells import Cell, adopt
+from page import write_page
+from plan import TEST, Costs, Options, Plan, adoptable, started_from, trainings
+from rows import ROWS, Row, grid
+from work import INTERRUPTED, ROOT, Workers
+
+from w2svd_core.errors import UserError, guarded
+from w2svd_core.options import Parser, add_arguments, parse_arguments
+
+
+def parser() -> Parser:
+    """The command's arguments and every setting."""
+    door = Parser(prog="python benchmarks/results.py", description=__doc__)
+    own = Options()
+    door.add_argument("--out", type=Path, default=Path("bench"), help="folder of the cells; default bench")
+    door.add_argument("--docs", type=Path, default=ROOT / "docs", help="where results.md and plots/ go")
+    door.add_argument("--rows", nargs="+", metavar="NAME", help="rows to run; default all of them (see --list)")
+    door.add_argument("--list", action="store_true", help="list the rows and end")
+    door.add_argument("--seeds", type=int, nargs="+", default=list(own.seeds), help="of the trainings; default 0 1 2")
+    door.add_argument("--clips", type=int, default=own.clips, help="clips of a cell; default 512")
+    door.add_argument("--jobs", type=int, default=2, help="processes at a time, a core each; default 2")
+    door.add_argument("--minutes", type=float, help="begin no cell after so many minutes")
+    door.add_argument("--budget", type=float, default=own.budget, help="FLOPs of a training; 1 = portraits_long's own")
+    door.add_argument("--sweep", type=float, nargs="*", default=list(own.sweep), help="factors on the rates; none = 1")
+    door.add_argument("--sweep-clips", type=int, default=own.sweep_clips, help="clips of a sweep cell; default 128")
+    door.add_argument("--sweep-budget", type=float, default=own.sweep_budget, help="share of the budget; default 0.5")
+    door.add_argument("--winner", default="", metavar="NAME", help="row to take as the winner; default: by validation")
+    door.add_argument("--grid", action="store_true", help="also alpha_weak against guidance, one seed")
+    door.add_argument("--adopt", type=Path, nargs="+", default=[], metavar="FOLDER", help="take equal runs from here")
+    add_arguments(door)
+    return door
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run what is left, and write the page."""
+    args, settings = parse_arguments(parser(), argv)
+    rows = (*ROWS, *(grid() if args.grid else ()))
+    if args.list:
+        print("\n".join(f"{row.name:18} {row.group}: {row.title}" for row in rows))
+        return 0
+    wanted = chosen(rows, args.rows)
+    chosen(ROWS, [args.winner] if args.winner else None)
+    options = Options(
+        seeds=tuple(args.seeds), clips=args.clips, budget=args.budget, sweep=tuple(args.sweep),
+        sweep_clips=args.sweep_clips, sweep_budget=args.sweep_budget, winner=args.winner, settings=settings,
+    )  # fmt: skip
+    plan = Plan(rows, options, args.out, Costs(args.out / "flops.json"))
+    if args.adopt:
+        candidates = trainings(adoptable(plan, wanted))
+        for line in [line for folder in args.adopt for line in adopt(folder, candidates, args.out)]:
+            print(f"adopted: {line}")
+    until = None if args.minutes is None else time.monotonic() + 60 * args.minutes
+    workers = Workers(args.out, args.jobs, until)
+
+    def left_to_do() -> list[Cell]:
+        found = planned(plan, wanted)
+        workers.kept = started_from(found)
+        return found
+
+    with stopped_by_ctrl_c(workers):
+        workers.run(left_to_do)
+    plan.costs.counting = False  # what was not counted has no cell
+    page = write_page(plan, args.docs, command(argv))
+    left = sum(cell.read(args.out) is None for cell in planned(plan, wanted))
+    print(f"wrote {page}" + (f"; {left} cells have not run" if left else ""))
+    for key, log in workers.failed.items():
+        print(f"failed: {key}, see {log}", file=sys.stderr)
+    return INTERRUPTED if workers.stopping else 1 if workers.failed else 0
+
+
+def chosen(rows: Iterable[Row], names: Sequence[str] | None) -> list[Row]:
+    """Rows by name; all without names.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    known = {row.name: row for row in rows}
+    for name in names or ():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            raise UserError(f"There is no row {name}; {f'did you mean {near[0]}' if near else 'see --list'}.")
+    return list(known.values()) if names is None else [known[name] for name in names]
+
+
+def planned(plan: Plan, rows: Iterable[Row]) -> list[Cell]:
+    """The cells of some rows, each once: what is not trained, then the sweeps, then seed by seed."""
+    cells = {cell.key: cell for row in rows for cell in plan.of(row).cells}
+
+    def order(cell: Cell) -> tuple[int, int]:
+        return (0 if cell.kind != "student" else 1 if cell.seed != TEST else 2), cell.subject.recipe.seed
+
+    return sorted(cells.values(), key=order)
+
+
+@contextmanager
+def stopped_by_ctrl_c(workers: Workers) -> Iterator[None]:
+    """Ctrl-C, or a plain kill, lets trainings save and end; a second one ends them at once."""
+    asked = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, lambda _number, _frame: workers.stop()) for number in asked]
+    try:
+        yield
+    finally:
+        for number, handler in zip(asked, before, strict=True):
+            signal.signal(number, handler)
+
+
+def command(argv: Sequence[str] | None) -> str:
+    """What was called, without places of this machine."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    hidden = ("--out", "--docs", "--adopt", "--data.cache")
+    kept: list[str] = []
+    skipping = False
+    for word in words:
+        skipping = word in hidden if word.startswith("--") else skipping
+        kept += [] if skipping else [word]
+    return " ".join(["python benchmarks/results.py", *kept])
+
+
+if __name__ == "__main__":
+    raise SystemExit(guarded(main))

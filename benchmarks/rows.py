@@ -1,0 +1,216 @@
+"""The rows of the results table, what the papers report for them, and which orders they claim.
+
+The numbers of the papers are of other models, data and metrics: they stand beside ours to compare orders, never sizes.
+W2SVD is arXiv 2503.13319 (its Table 1 and the ablation figure), DFD 2606.18478 (Table 1), AVDM2 2412.05899, DMD2
+2405.14867 (Table 4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Kind = Literal["data", "codec", "teacher", "euler", "student", "model"]
+ALPHAS = (0.0, 0.25, 0.5, 0.75)
+WINNER_STEPS = (1, 2, 4, 7)
+GRID_GUIDANCE = (1.0, 1.15, 1.5, 2.5)
+LONG, IMAGE = "portraits_long", "portraits_image"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table.
+
+    Attributes:
+        name: for `--rows`.
+        title: for people.
+        group: the heading that it stands under.
+        recipe: the name of one; a row whose recipe is not there yet has "not run".
+        settings: that go over the recipe's.
+        kind: what is measured; "student" is trained, "model" is trained to be others' teacher and not measured.
+        paper: what a paper reports of it.
+        unit: the recipe whose own training is a budget of 1.
+        teacher: the row whose model takes the place of `model.path`.
+        start: the row whose student and critic this one starts from.
+        share: of the budget that this row's own training gets; `start` is trained with the rest.
+        winner: the best row on validation, trained to take so many steps; 0 = a row of its own.
+    """
+
+    name: str
+    title: str
+    group: str
+    recipe: str = LONG
+    settings: Mapping[str, str] = field(default_factory=dict)
+    kind: Kind = "student"
+    paper: str = ""
+    unit: str = LONG
+    teacher: str = ""
+    start: str = ""
+    share: float = 1.0
+    winner: int = 0
+
+
+@dataclass(frozen=True)
+class Claim:
+    """An order that a paper reports: `better` before `worse` in a metric of ours.
+
+    Attributes:
+        source: paper and place.
+        theirs: its numbers.
+        metric: ours that comes nearest to it.
+        higher: whether more of it is meant.
+        target: a row whose value is the aim (saturation as the data's); "" = higher or lower counts.
+    """
+
+    better: str
+    worse: str
+    metric: str
+    source: str
+    theirs: str
+    higher: bool = False
+    target: str = ""
+
+
+def slug(value: float) -> str:
+    """0.25 as 25, 1.0 as 100."""
+    return f"{round(100 * value):02d}"
+
+
+W2S_PAPER = {  # alpha_weak: (without, with the ground-truth term), from W2SVD's figure
+    0.0: ("avg .8063, dynamic .759", "avg .7432, dynamic .068"),
+    0.25: ("avg .8218, dynamic .767", "avg .7473, dynamic .038"),
+    0.5: ("avg .8155, dynamic .649", "avg .7496, dynamic .058"),
+    0.75: ("avg .7423, dynamic .006", "avg .7527, dynamic .048"),
+}
+TRUTH = "1"  # weight of the ground-truth term; the paper's could not be read, this one is ours
+
+
+def _ablation() -> list[Row]:
+    found = []
+    for truth in (False, True):
+        for alpha in ALPHAS:
+            settings = {"rollout.source": "noised_data", "matching.alpha_weak": f"{alpha:g}"}
+            settings |= {"matching.ground_truth_weight": TRUTH} if truth else {}
+            title = f"W2S, alpha_weak {alpha:g}" + (", ground truth" if truth else "")
+            name = f"w2s_{slug(alpha)}" + ("_gt" if truth else "")
+            row = Row(name, title, "Ablation of W2SVD (noised clips)", settings=settings, paper=W2S_PAPER[alpha][truth])
+            found.append(row)
+    return found
+
+
+def _winners() -> list[Row]:
+    group = "The best on validation, in other numbers of steps"
+    return [
+        Row(f"winner_{n}", f"winner, {n} step{'' if n == 1 else 's'}", group, winner=n, paper=paper)
+        for n, paper in zip(WINNER_STEPS, ("W2SVD avg .7448", "", "W2SVD avg .8219", ""), strict=True)
+    ]
+
+
+def _euler() -> list[Row]:
+    papers = {1: "W2SVD avg .6169", 4: "W2SVD avg .6768, dynamic .045"}
+    few = [
+        Row(
+            f"euler_{n}",
+            f"teacher, {n} Euler step{'' if n == 1 else 's'}, best of 9",
+            "Teacher",
+            settings={"student.sigmas": ",".join(f"{1 - i / n:.7g}" for i in range(n + 1))},
+            kind="euler",
+            paper=papers.get(n, ""),
+        )
+        for n in WINNER_STEPS
+    ]
+    return [
+        Row(
+            "teacher", "teacher, 28 steps", "Teacher", kind="teacher",
+            paper="W2SVD avg .8107, dynamic .700; DFD avg .899, diversity .178",
+        ),
+        *few,
+    ]  # fmt: skip
+
+
+def _image() -> list[Row]:
+    group, own = "From a first frame", {"first": ""}
+    like: dict[str, Any] = {"recipe": IMAGE, "unit": IMAGE, "teacher": "image_teacher"}
+    return [
+        Row("image_teacher", "the teacher that starts from a frame", group, "portraits_image_teacher", kind="model"),
+        Row("image_codec", "data through mp4 and codec", group, settings=own, kind="codec", **like),
+        Row("image_28", "teacher, 28 steps", group, settings=own, kind="teacher", paper="W2SVD avg .8107", **like),
+        Row(
+            "image_euler", "teacher, 4 Euler steps, best of 9", group, settings=own, kind="euler", paper=".6768", **like
+        ),
+        Row("image_dmd2", "DMD2", group, settings=own | {"matching.alpha_weak": "0"}, paper="avg .8063", **like),
+        Row("image_w2s", "W2S, alpha_weak .25", group, settings=own, paper="W2SVD avg .8219", **like),
+    ]
+
+
+DFD: dict[str, Any] = {"recipe": "portraits_dfd", "share": 0.3, "paper": "DFD avg .906, diversity .128"}
+ROWS: tuple[Row, ...] = (
+    Row("data", "data against data", "Floors", kind="data"),
+    Row("codec", "data through mp4 and codec", "Floors", kind="codec"),
+    *_euler(),
+    Row("lcm", "LCM", "Students", "portraits_lcm", paper="W2SVD avg .6915, dynamic .055; AnimateLCM FVD 1406"),
+    Row("dmd2_full", "DMD2, full critic and student", "Students", "portraits_dmd_full", paper="W2SVD avg .8063"),
+    Row("dmd2", "DMD2, LoRA critic and student", "Students", settings={"matching.alpha_weak": "0"}, paper="avg .8063"),
+    Row("w2s", "W2S, alpha_weak .25, own path", "Students", paper="W2SVD avg .8219, dynamic .768"),
+    Row("w2svd_paper", "W2SVD as its figure draws it", "Students", "w2svd_paper", paper="avg .8219, dynamic .768"),
+    Row("w2s_gan", "W2S with FastGen's adversarial term", "Students", "portraits_gan"),
+    Row("dmd2_gan", "DMD2 with its adversarial term", "Students", "portraits_dmd2_gan", paper="FID 19.3, without 26.9"),
+    Row("dfd_w2s", "DFD after W2S", "Students", **DFD, start="w2s"),
+    Row(
+        "dfd_w2s_score", "DFD after W2S, in score space", "Students",
+        settings={"data_forcing.space": "score"}, **DFD, start="w2s",
+    ),
+    Row("dfd_dmd2", "DFD after DMD2", "Students", settings={"matching.alpha_weak": "0"}, **DFD, start="dmd2"),
+    Row("avdm2", "AVDM2", "Students", "portraits_avdm2", paper="FVD 1271, CLIPScore 32.0"),
+    *_ablation(),
+    *_winners(),
+    *_image(),
+)  # fmt: skip
+
+
+def grid() -> tuple[Row, ...]:
+    """alpha_weak against guidance, on the student's own path: one seed, no sweep."""
+    return tuple(
+        Row(
+            f"grid_{slug(alpha)}_{slug(guidance)}",
+            f"alpha_weak {alpha:g}, guidance {guidance:g}",
+            "Grid",
+            settings={"matching.alpha_weak": f"{alpha:g}", "matching.guidance_scale": f"{guidance:g}"},
+        )
+        for alpha in ALPHAS
+        for guidance in GRID_GUIDANCE
+    )
+
+
+TABLE, FIGURE = "W2SVD, Table 1", "W2SVD, ablation figure"
+CLAIMS: tuple[Claim, ...] = (
+    Claim("teacher", "euler_4", "frechet_video", TABLE, "average .8107 > .6768"),
+    Claim("lcm", "euler_4", "frechet_video", TABLE, "average .6915 > .6768"),
+    Claim("dmd2_full", "lcm", "frechet_video", TABLE, "average .8063 > .6915"),
+    Claim("dmd2_full", "lcm", "motion", TABLE, "dynamic .759 > .055", higher=True),
+    Claim("w2svd_paper", "dmd2_full", "frechet_video", TABLE, "average .8219 > .8063"),
+    Claim("w2svd_paper", "teacher", "frechet_video", TABLE, "average .8219 > .8107"),
+    Claim("w2s", "dmd2", "frechet_video", TABLE, "average .8219 > .8063"),
+    Claim("w2s_25", "w2s_00", "frechet_video", FIGURE, "average .8218 > .8063"),
+    Claim("w2s_25", "w2s_50", "frechet_video", FIGURE, "average .8218 > .8155"),
+    Claim("w2s_50", "w2s_75", "frechet_video", FIGURE, "average .8155 > .7423"),
+    Claim("w2s_25", "w2s_75", "motion", FIGURE, "dynamic .767 > .006", higher=True),
+    Claim("w2s_75", "w2s_25", "frechet_frame", FIGURE, "imaging .717 > .571"),
+    *(
+        Claim(f"w2s_{slug(a)}", f"w2s_{slug(a)}_gt", "motion", FIGURE, f"dynamic {theirs}", higher=True)
+        for a, theirs in ((0.0, ".759 > .068"), (0.25, ".767 > .038"), (0.5, ".649 > .058"))
+    ),
+    Claim("w2s_25_gt", "w2s_25", "frechet_frame", FIGURE, "imaging .710 > .571"),
+    Claim("winner_4", "winner_1", "frechet_video", TABLE, "average .8219 > .7448"),
+    Claim("teacher", "dmd2", "diversity", "DFD, Table 1", "CLIP diversity .178 > .120", higher=True),
+    Claim("dfd_dmd2", "dmd2", "diversity", "DFD, Table 1", "CLIP diversity .128 > .120", higher=True),
+    Claim("dfd_dmd2", "dmd2", "saturation", "DFD, section 1", "nearer to the data", target="data"),
+    Claim("dfd_dmd2", "dmd2", "frechet_video", "DFD, Table 1", "average .906 > .901"),
+    Claim("avdm2", "lcm", "frechet_video", "AVDM2, table", "FVD 1271 < 1406 (AnimateLCM)"),
+    Claim("avdm2", "lcm", "adherence", "AVDM2, table", "CLIPScore 32.0 > 28.4", higher=True),
+    Claim("dmd2_gan", "dmd2", "frechet_frame", "DMD2, Table 4", "FID 19.3 < 26.9"),
+    Claim("image_28", "image_euler", "frechet_video", TABLE, "average .8107 > .6768"),
+    Claim("image_dmd2", "image_euler", "frechet_video", TABLE, "average .8063 > .6768"),
+    Claim("image_w2s", "image_dmd2", "frechet_video", TABLE, "average .8219 > .8063"),
+)

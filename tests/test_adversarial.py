@@ -1,0 +1,178 @@
+"""The denoising GAN: its losses, whose features it reads, what it moves and what it leaves alone."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from wan_kinds import Programs, Recipes
+
+from w2svd_core.condition import Condition
+from w2svd_core.distillation import Distillation
+from w2svd_core.heads import Heads, features_of, tapped_blocks
+from w2svd_core.objectives.adversarial import discriminator_loss, generator_loss, r1_penalty, strength
+
+ON = {"adversarial.weight": 0.5, "adversarial.lr": 1e-2, "critic.warmup": 0}
+
+
+def test_softplus_is_the_cross_entropy_of_dmd2() -> None:
+    real, student = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0))
+    chance = torch.sigmoid
+    expected = -(chance(real).log().mean() + (1 - chance(student)).log().mean())
+    torch.testing.assert_close(discriminator_loss(real, student), expected)
+    torch.testing.assert_close(generator_loss(student), -chance(student).log().mean())
+    assert discriminator_loss(torch.zeros(2), torch.zeros(2)).item() == pytest.approx(2 * math.log(2))
+
+
+def test_hinge_stops_beyond_its_margin() -> None:
+    assert discriminator_loss(torch.tensor([2.0]), torch.tensor([-3.0]), "hinge") == 0
+    assert discriminator_loss(torch.tensor([0.25]), torch.tensor([0.5]), "hinge") == 0.75 + 1.5
+    assert generator_loss(torch.tensor([0.5]), "hinge") == -0.5
+
+
+def test_r1_is_the_square_of_a_slope() -> None:
+    x, slope, std = torch.randn(50_000, generator=torch.Generator().manual_seed(0)), 3.0, 0.01
+    apart = std * torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+    assert float(r1_penalty(slope * x, slope * (x + apart), std)) == pytest.approx(slope**2, rel=0.02)
+
+
+def test_the_weight_waits_and_rises() -> None:
+    found = [strength(update, 4.0, delay=2, ramp=3) for update in range(8)]
+    assert found == [0, 0, 1, 2, 3, 4, 4, 4]
+    assert strength(0, 4.0, 0, 0) == 4.0
+
+
+def test_taps_lie_at_their_depths() -> None:
+    blocks = [torch.nn.Identity() for _ in range(30)]
+    taps = tapped_blocks(blocks, (15 / 30, 22 / 30, 1.0))  # FastGen's of Wan 1.3B
+    assert [blocks.index(block) for block in taps] == [14, 21, 29]
+    assert tapped_blocks(blocks[:2], (0.1, 0.4, 1.0)) == blocks[:2]
+
+
+def test_features_are_tokens_whatever_the_block_puts_out() -> None:
+    convolution, linear = torch.nn.Conv2d(3, 8, 1), torch.nn.Linear(8, 5)
+    image, tokens = torch.randn(2, 3, 4, 4), torch.randn(2, 7, 8)
+    one, two = features_of([convolution, linear], lambda: (convolution(image), linear(tokens)))
+    assert one.shape == (2, 16, 8) and two.shape == (2, 7, 5)
+    assert torch.equal(two, linear(tokens)) and torch.equal(one[:, 5], convolution(image)[:, :, 1, 1])
+    assert Heads([8, 5], 4, 0)([one, two]).shape == (2, 23)
+
+
+def weights(program: Distillation) -> dict[str, Tensor]:
+    return {
+        f"{name}/{n}": p.detach().clone() for name, one in program.learners().items() for n, p in one.parameters.items()
+    }
+
+
+@pytest.mark.parametrize("form", ["softplus", "hinge"])
+@pytest.mark.parametrize("features", ["teacher", "fake", "student"])
+def test_a_discriminator_that_knows_nothing_gives_no_gradient(
+    new_program: Programs, new_recipe: Recipes, features: str, form: str
+) -> None:
+    program = new_program(new_recipe(ON | {"adversarial.features": features, "adversarial.form": form}), fresh=False)
+    (rollout,) = program._rollouts(1, 0)
+    x0 = program._student_x0(rollout).requires_grad_()
+    loss = program.terms["adversarial"].loss(program._step(rollout, x0, 1, {}))
+    loss.backward()
+    assert x0.grad is not None and not x0.grad.any()
+
+
+@pytest.mark.parametrize("features", ["teacher", "fake", "student"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_gradient_is_that_of_the_logits_and_reaches_the_student_alone(
+    new_program: Programs, new_recipe: Recipes, features: str, checkpointing: bool
+) -> None:
+    changes = {"adversarial.features": features, "model.gradient_checkpointing": checkpointing}
+    program = new_program(new_recipe(ON | changes), fresh=False)
+    term = program.terms["adversarial"]
+    for head in term.heads.taps:
+        torch.nn.init.normal_(head[-1].weight, generator=torch.Generator().manual_seed(0))
+    (rollout,) = program._rollouts(1, 0)
+    x0 = program._student_x0(rollout).requires_grad_()
+    step = program._step(rollout, x0, 1, {})
+    term.loss(step).backward()
+    assert x0.grad is not None
+    for learner in program.learners().values():
+        assert all(p.grad is None for p in learner.parameters.values())
+    plain = x0.detach().clone().requires_grad_()
+    noised = program.process.noise(plain, step.eps, step.sigma)
+    value = generator_loss(term._logits(noised, step.sigma, rollout.condition))
+    (expected,) = torch.autograd.grad(0.5 * value, plain)
+    torch.testing.assert_close(x0.grad, expected, atol=1e-8, rtol=1e-5)
+    assert expected.any() and step.logs["adversarial/generator"] == pytest.approx(float(value.detach()))
+
+
+def test_sign_the_student_goes_where_the_discriminator_sees_clips(new_program: Programs, new_recipe: Recipes) -> None:
+    program = new_program(new_recipe(ON), fresh=False)
+    term = program.terms["adversarial"]
+    (rollout,) = program._rollouts(1, 0)
+    x0 = program._student_x0(rollout)
+    for _ in range(30):  # heads alone, on the same samples
+        logs = term.learn(1, x0, rollout)
+    assert logs["adversarial/right"] > 0.9
+    moved = x0.clone().requires_grad_()
+    step = program._step(rollout, moved, 1, {})
+    term.loss(step).backward()
+    assert moved.grad is not None
+
+    def value(sample: Tensor) -> float:
+        noised = program.process.noise(sample, step.eps, step.sigma)
+        return float(generator_loss(term._logits(noised, step.sigma, rollout.condition).detach()))
+
+    assert value(x0 - 20.0 * moved.grad) < value(x0)
+
+
+@pytest.mark.parametrize("matched", [1.0, 0.0])
+def test_a_run_trains_its_heads_and_resumes_bit_for_bit(
+    new_program: Programs, new_recipe: Recipes, matched: float
+) -> None:
+    recipe = new_recipe(ON | {"adversarial.r1": 0.1, "adversarial.updates": 2, "matching.weight": matched})
+    program, stopped, resumed = (new_program(recipe) for _ in range(3))
+    start = weights(program)
+    for index in range(4):
+        logs = program.round(index)
+    assert all(not torch.equal(start[name], t) for name, t in weights(program).items() if "lora_A" not in name)
+    assert {"adversarial/loss", "adversarial/right", "adversarial/generator"} <= logs.keys()
+    assert ("critic/loss" in logs) == bool(matched)
+    for index in range(2):
+        stopped.round(index)
+    resumed.load_tensors(stopped.tensors())
+    for index in range(2, 4):
+        resumed.round(index)
+    found = weights(resumed)
+    assert all(torch.equal(t, found[name]) for name, t in weights(program).items())
+
+
+def test_off_is_plain_matching_bit_for_bit(new_program: Programs, new_recipe: Recipes) -> None:
+    plain, delayed = (
+        new_program(new_recipe()),
+        new_program(new_recipe(ON | {"critic.warmup": 1, "adversarial.delay": 99})),
+    )
+    for index in range(3):
+        plain.round(index)
+        delayed.round(index)
+    found = weights(delayed)
+    assert all(torch.equal(t, found[name]) for name, t in weights(plain).items())
+
+
+def test_it_reads_clips_and_samples_with_the_same_noise(new_program: Programs, new_recipe: Recipes) -> None:
+    program = new_program(new_recipe(ON), fresh=False)
+    term = program.terms["adversarial"]
+    seen: list[tuple[Tensor, Tensor]] = []
+    features = term._features
+
+    def watched(x_t: Tensor, sigma: Tensor, condition: Condition) -> Any:
+        seen.append((x_t, sigma))
+        return features(x_t, sigma, condition)
+
+    term._features = watched
+    (rollout,) = program._rollouts(1, 0)
+    x0 = program._student_x0(rollout)
+    term.learn(1, x0, rollout)
+    (clip, sigma), (sample, same) = seen
+    assert torch.equal(sigma, same)
+    s = sigma.view(-1, 1, 1, 1, 1)
+    torch.testing.assert_close((clip - (1 - s) * rollout.data) / s, (sample - (1 - s) * x0) / s, atol=1e-4, rtol=1e-3)

@@ -1,0 +1,179 @@
+"""Data-Forcing Distillation: what it is where it is off, where the clip is the student's own sample, and in between."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from wan_kinds import Programs, Recipes
+
+from w2svd_core.distillation import Distillation
+from w2svd_core.errors import UserError
+from w2svd_core.objectives.data_forcing import forced_gradient, pair_distances
+from w2svd_core.objectives.distribution_matching import matching_gradient, per_sample_mean
+from w2svd_core.objectives.ground_truth import ground_truth_gradient
+from w2svd_core.terms import StudentStep
+
+
+def four(rows: int = 3) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    x, fake, real, data = torch.randn(4, rows, 4, 2, 3, 3, generator=torch.Generator().manual_seed(0))
+    return x, fake, real, data
+
+
+def weights(program: Distillation) -> dict[str, Tensor]:
+    return {
+        f"{name}/{n}": p.detach().clone() for name, one in program.learners().items() for n, p in one.parameters.items()
+    }
+
+
+def trained(program: Distillation) -> dict[str, Tensor]:
+    for index in range(program.rounds):
+        program.round(index)
+    return weights(program)
+
+
+def alike(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(t, other[name]) for name, t in one.items())
+
+
+@pytest.mark.parametrize("space", ["x0", "score"])
+def test_the_two_spaces_differ_by_exactly_the_pull_to_the_clip(space: Any) -> None:
+    x, fake, real, data = four()
+    size = per_sample_mean((x - real).abs(), None)
+    expected = (fake - real) / size + ((data - x) / size if space == "score" else 0)
+    torch.testing.assert_close(forced_gradient(x, fake, real, data, space), expected, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("sigma", [0.1, 0.5, 0.95])
+def test_score_space_is_the_difference_of_scores(sigma: float) -> None:
+    """Equation 8, with the scores written out: s = -(x_t - alpha x0) / sigma^2."""
+    x, fake, real, data = (t.double() for t in four())
+    eps, alpha = torch.randn(x.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1)), 1 - sigma
+    student_t, data_t = alpha * x + sigma * eps, alpha * data + sigma * eps
+    scores = -(student_t - alpha * fake) / sigma**2 + (data_t - alpha * real) / sigma**2
+    found = forced_gradient(x, fake, real, data, "score", floor=1e-8) * per_sample_mean((x - real).abs(), None)
+    torch.testing.assert_close(found * alpha / sigma**2, scores)
+
+
+def test_the_clip_itself_as_target_is_the_ground_truth_term() -> None:
+    x, fake, _, data = four()
+    assert torch.equal(forced_gradient(x, fake, data, data), ground_truth_gradient(x, fake, data))
+
+
+def test_where_the_clip_is_the_sample_both_spaces_are_matching() -> None:
+    x, fake, real, _ = four()
+    for space in ("x0", "score"):
+        assert torch.equal(forced_gradient(x, fake, real, x, space), matching_gradient(x, fake, real))  # type: ignore[arg-type]
+
+
+def test_no_gradient_in_the_mean_where_both_batches_come_from_one_distribution() -> None:
+    """Appendix A: with the true score of N(0, 1) on both sides the discrepancy has mean zero, row by row it has not."""
+    rng = torch.Generator().manual_seed(0)
+    x, data, eps = (torch.randn(40_000, 1, 1, 1, 1, generator=rng) for _ in range(3))
+    sigma = 0.6
+    gain = (1 - sigma) / ((1 - sigma) ** 2 + sigma**2)
+    fake, real = (gain * ((1 - sigma) * t + sigma * eps) for t in (x, data))
+    for pull in (0.0, 1.0):  # score space adds the pull
+        found = fake - real + pull * (data - x)
+        assert abs(float(found.mean())) < 3 * float(found.std()) / 200
+        assert float(found.std()) > 0.1
+
+
+def test_probability_zero_is_matching_bit_for_bit(new_program: Programs, new_recipe: Recipes) -> None:
+    plain = trained(new_program(new_recipe()))
+    off = trained(new_program(new_recipe({"data_forcing.probability": 0.0, "data_forcing.alpha_weak": 0.7})))
+    forced = trained(new_program(new_recipe({"data_forcing.probability": 1.0})))
+    assert alike(plain, off) and not alike(plain, forced)
+
+
+@pytest.mark.parametrize("space", ["x0", "score"])
+def test_the_students_own_sample_as_clip_is_matching_bit_for_bit(
+    new_program: Programs, new_recipe: Recipes, space: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"matching.guidance_scale": 2.0, "matching.alpha_weak": 0.25}
+    plain = trained(new_program(new_recipe(settings)))
+    forced = {"data_forcing.probability": 1.0, "data_forcing.alpha_weak": 0.25, "data_forcing.space": space}
+    program = new_program(new_recipe(settings | forced))
+    term = program.terms["data_forcing"]
+    monkeypatch.setattr(term, "_forced", lambda step: step.x0.detach())
+    assert alike(plain, trained(program))
+
+
+def test_the_coin_falls_as_often_as_it_says_and_alike_on_all_processes(
+    new_program: Programs, new_recipe: Recipes
+) -> None:
+    def coins(rank: int) -> list[float]:
+        program = new_program(new_recipe({"data_forcing.probability": 0.3}))
+        program.rank = rank
+        found = []
+        for index in range(200):
+            step = made_step(program, index)
+            program.terms["data_forcing"].question(step)
+            found.append(step.logs["data_forcing/forced"])
+        return found
+
+    one = coins(0)
+    assert one == coins(1) and 0.2 < sum(one) / len(one) < 0.4
+
+
+def made_step(program: Distillation, index: int) -> StudentStep:
+    (rollout,) = program._rollouts(index, 0)
+    return program._step(rollout, program._student_x0(rollout), index, {})
+
+
+def test_both_branches_of_the_teacher_see_the_clip_with_the_same_noise(
+    new_program: Programs, new_recipe: Recipes
+) -> None:
+    changes = {"data_forcing.probability": 1.0, "matching.guidance_scale": 3.0, "matching.batched_scores": False}
+    program = new_program(new_recipe(changes | {"critic.warmup": 0}), fresh=False)
+    asked: list[tuple[Any, ...]] = []
+    predict = program.model.predict_x0
+
+    def watched(role: Any, *given: Any) -> Tensor:
+        asked.append((role, *given))
+        return predict(role, *given)
+
+    program.model.predict_x0 = watched
+    step = made_step(program, 0)
+    asked.clear()
+    program._loss(step)
+    assert [query[0] for query in asked] == ["fake", "real", "real"]
+    noised = program.process.noise(step.rollout.data, step.eps, step.sigma)
+    assert all(torch.equal(x_t, noised) and alpha == 0 for role, x_t, _, _, alpha in asked if role == "real")
+    assert torch.equal(asked[0][1], program.process.noise(step.x0, step.eps, step.sigma))
+
+
+def test_below_the_lowest_level_rows_are_matched_as_usual(new_program: Programs, new_recipe: Recipes) -> None:
+    settings = {"matching.alpha_weak": 0.25, "matching.guidance_scale": 2.0}
+    forced = {"data_forcing.probability": 1.0, "data_forcing.lowest_sigma": 0.5}
+    plain, program = (new_program(new_recipe(settings | more), fresh=False) for more in ({}, forced))
+    gradients = []
+    for one in (plain, program):
+        step = made_step(one, 3)
+        x0 = step.x0.clone().requires_grad_()
+        step = StudentStep(3, x0, step.rollout, torch.tensor([0.9, 0.2]), step.eps, step.free)
+        one._loss(step).backward()
+        gradients.append(x0.grad)
+    assert gradients[0] is not None and gradients[1] is not None
+    torch.testing.assert_close(gradients[0][1], gradients[1][1], atol=1e-7, rtol=1e-5)
+    assert not torch.allclose(gradients[0][0], gradients[1][0], atol=1e-4)
+
+
+def test_pair_distances_are_logged_by_level() -> None:
+    x, _, _, data = four()
+    found = pair_distances(x, data, torch.tensor([0.1, 0.2, 0.9]))
+    assert found.keys() == {"data_forcing/pair_distance_0.25", "data_forcing/pair_distance_1"}
+    assert found["data_forcing/pair_distance_1"] == pytest.approx(float((x[2] - data[2]).abs().mean()))
+
+
+def test_without_clips_it_says_so(new_program: Programs, new_recipe: Recipes) -> None:
+    program = new_program(new_recipe({"data_forcing.probability": 1.0}))
+    step = made_step(program, 2)
+    alone = StudentStep(
+        2, step.x0, type(step.rollout)(**vars(step.rollout) | {"data": None}), step.sigma, step.eps, None
+    )
+    with pytest.raises(UserError, match="train on clips"):
+        program.terms["data_forcing"].question(alone)
+    assert "name a run by --from" in program.terms["data_forcing"].remarks()[0]

@@ -1,0 +1,114 @@
+"""Which steps of the student's path an update supervises, what a critic of its own is, and a start from another run."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from wan_kinds import Programs, Recipes
+
+from w2svd_core import train
+from w2svd_core.distillation import Distillation
+from w2svd_core.errors import UserError
+from w2svd_core.lora_files import base_hash
+from w2svd_core.run import RunFolder
+from w2svd_core.starting import start_from
+
+
+def gradients(program: Distillation, index: int) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+
+    def keep(*_: object) -> None:
+        found.update({n: p.grad.clone() for n, p in program.student.parameters.items() if p.grad is not None})
+
+    hook = program.student.adam.register_step_pre_hook(keep)
+    program.round(index)
+    hook.remove()
+    return found
+
+
+def test_the_last_step_alone(new_program: Programs, new_recipe: Recipes) -> None:
+    program = new_program(new_recipe({"rollout.grad_steps": "last"}))
+    assert {program.round(index)["student/exit"] for index in range(1, 4)} == {3.0}
+
+
+@pytest.mark.parametrize("source", ["backward_simulation", "noised_data"])
+def test_all_steps_are_the_mean_of_each(new_program: Programs, new_recipe: Recipes, source: str) -> None:
+    settings = {"rollout.grad_steps": "all", "rollout.source": source, "train.clip_norm": 0.0}
+    program, twin = (new_program(new_recipe(settings), fresh=False) for _ in range(2))
+    found = gradients(program, 1)
+    rollouts = twin._rollouts(1, 0)
+    assert [rollout.step for rollout in rollouts] == [0, 1, 2, 3]
+    parameters = list(twin.student.parameters.values())
+    total = [torch.zeros_like(p) for p in parameters]
+    for rollout in rollouts:
+        x0 = twin.model.predict_x0("generator", rollout.x_t, rollout.sigma, rollout.condition)
+        loss = twin._loss(twin._step(rollout, x0, 1, {}))
+        for sum_, grad in zip(total, torch.autograd.grad(loss, parameters), strict=True):
+            sum_ += grad / 4
+    for name, expected in zip(twin.student.parameters, total, strict=True):
+        torch.testing.assert_close(found[name], expected, atol=1e-7, rtol=1e-4)
+
+
+def test_all_steps_lie_on_one_path_and_each_goes_into_the_pool(new_program: Programs, new_recipe: Recipes) -> None:
+    recipe = new_recipe({"rollout.grad_steps": "all", "student.sampler": "euler"})
+    program = new_program(recipe, fresh=False)
+    rollouts = program._rollouts(2, 0)
+    for before, after in pairwise(rollouts):
+        x0 = program._student_x0(before)
+        eps = program.process.eps_from_x0(before.x_t, x0, before.sigma)
+        torch.testing.assert_close(program.process.noise(x0, eps, after.sigma), after.x_t, atol=1e-5, rtol=1e-4)
+    program.round(2)
+    held = {name.split("/")[1] for name in program.pools.tensors() if name.endswith("x0")}
+    assert held == {"0", "1", "2", "3"}
+
+
+def test_without_matching_there_must_be_another_loss(new_program: Programs, new_recipe: Recipes) -> None:
+    settings = {"matching.weight": 0.0, "rollout.source": "noised_data", "data_forcing.probability": 1.0}
+    with pytest.raises(UserError, match="nothing to learn from"):
+        new_program(new_recipe(settings))
+
+
+def small(out: Path, *more: str) -> list[str]:
+    return [
+        "portraits", "--train.steps", "2", "--train.batch", "2", "--data.clips", "64", "--evaluate.clips", "0",
+        "--critic.warmup", "1", "--critic.updates", "1", "--student.rank", "4", "--critic.rank", "4",
+        "--train.tracker", "none", "--out", str(out), *more,
+    ]  # fmt: skip
+
+
+def test_a_run_starts_from_the_student_and_critic_of_another(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert train.main(small(first)) == 0
+    capsys.readouterr()
+    still = ("--train.steps", "1", "--student.lr", "0", "--critic.lr", "0")
+    assert train.main(small(second, "--from", str(first), *still)) == 0
+    assert "starting from the student and critic of" in capsys.readouterr().err
+    before, after = (RunFolder.open(place).newest_checkpoint() for place in (first, second))
+    from w2svd_core.files import read_safetensors
+
+    assert before is not None and after is not None
+    old, new = read_safetensors(before)[0], read_safetensors(after)[0]
+    same = [name for name in old if "/weight/" in name]
+    assert same and all(torch.equal(old[name], new[name]) for name in same)
+    with pytest.raises(UserError, match="no critic of this kind and rank"):
+        train.main(small(tmp_path / "third", "--start", str(first), "--critic.rank", "8"))
+    with pytest.raises(UserError, match="not a run folder"):
+        train.main(small(tmp_path / "fourth", "--from", str(tmp_path)))
+
+
+def test_a_start_on_another_base_is_refused(new_program: Programs, new_recipe: Recipes, tmp_path: Path) -> None:
+    recipe = new_recipe()
+    program = new_program(recipe)
+    run = RunFolder.create(recipe, tmp_path / "run")
+    with pytest.raises(UserError, match="no checkpoint yet"):
+        start_from(program, str(run.path), "x")
+    run.made_of = {"base": "of another", "data": "", "recipe": ""}
+    run.save_checkpoint(1, program.tensors)
+    with pytest.raises(UserError, match="another base"):
+        start_from(program, str(run.path), base_hash(program.model.base_state()))

@@ -1,0 +1,332 @@
+"""The results table: keys, resume, stop, equal FLOPs, the sweep's choice, orders, and one real tiny cell."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from w2svd_core.config import load_recipe
+from w2svd_core.errors import UserError
+from w2svd_core.evaluate import SEARCHED_GUIDANCE, SEARCHED_SHIFTS
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+MODULES = ("flops", "cost", "budget", "cells", "plan", "rows", "work", "page", "pictures", "results")
+TINY = {"critic.warmup": "1", "train.steps": "3", "data.clips": "64", "train.batch": "4"}
+
+
+@pytest.fixture(scope="module")
+def bench() -> Any:
+    """The modules beside the command, by name."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(BENCHMARKS)
+        yield SimpleNamespace(**{name: importlib.import_module(name) for name in MODULES})
+        for name in MODULES:
+            sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def costs(bench: Any) -> Any:
+    """Instead of a count: a head start of 20, an update of 2."""
+    return SimpleNamespace(of=lambda recipe: bench.budget.Cost(20.0, 2.0))
+
+
+def plan_of(bench: Any, out: Path, costs: Any, rows: Any = None, **options: Any) -> Any:
+    return bench.plan.Plan(rows or bench.rows.ROWS, bench.plan.Options(**options), out, costs)
+
+
+def cell_of(bench: Any, changes: dict[str, object] | None = None, **own: Any) -> Any:
+    subject = bench.cells.Subject(load_recipe("portraits_long", changes or {}), "portraits_long")
+    return bench.cells.Cell(**{"row": "w2s", "subject": subject, "kind": "student", "clips": 50, "seed": 1} | own)
+
+
+def finish(cell: Any, out: Path, **values: float) -> None:
+    """A result as `measure.py` writes it."""
+    path = cell.place(out)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    about = {"model_calls": 4, "machine": "a test", "train_seconds": 60.0, "peak_memory": 2**30}
+    path.write_text(json.dumps({**cell.about(), **about, "values": {"frechet_video": 1.0, **values}}))
+
+
+# ---- keys
+
+
+@pytest.mark.parametrize(
+    "changes", [{"name": "other"}, {"train.tracker": "none"}, {"data.cache": "x"}, {"evaluate.clips": 64}]
+)
+def test_what_changes_no_number_changes_no_key(bench: Any, changes: dict[str, object]) -> None:
+    assert cell_of(bench, changes).key == cell_of(bench).key
+
+
+@pytest.mark.parametrize("changes", [{"seed": 1}, {"train.steps": 7}, {"student.lr": 1e-3}, {"data.clips": 64}])
+def test_what_changes_a_number_changes_the_key(bench: Any, changes: dict[str, object]) -> None:
+    assert cell_of(bench, changes).key != cell_of(bench).key
+
+
+def test_the_key_holds_the_evaluation_the_assets_and_what_is_started_from(bench: Any, monkeypatch: Any) -> None:
+    cell = cell_of(bench)
+    after = bench.cells.Subject(cell.subject.recipe, "portraits_long", {"start": cell.subject})
+    others = [cell_of(bench, clips=52), cell_of(bench, seed=2), cell_of(bench, kind="teacher")]
+    others.append(cell_of(bench, subject=after))
+    keys = {cell.key, *(other.key for other in others)}
+    monkeypatch.setattr(bench.cells, "assets_version", lambda: "other")
+    assert len({*keys, cell_of(bench).key}) == 6
+
+
+def test_settings_that_come_later_and_are_off_leave_a_result(bench: Any, tmp_path: Path) -> None:
+    cell = cell_of(bench)
+    finish(cell, tmp_path)
+    path = cell.place(tmp_path)
+    then = json.loads(path.read_text())
+    del then["recipe"]["data_forcing.probability"]
+    path.write_text(json.dumps(then))
+    assert cell.read(tmp_path) is not None
+    then["recipe"]["student.lr"] = 0.5  # a default that meant something else when it was run
+    path.write_text(json.dumps(then))
+    assert cell.read(tmp_path) is None
+
+
+# ---- what is left to do
+
+
+def test_a_finished_cell_is_not_run_again_and_a_start_comes_first(bench: Any, tmp_path: Path) -> None:
+    workers = bench.work.Workers(tmp_path, 1)
+    first, cell = cell_of(bench, {"seed": 3}).subject, cell_of(bench)
+    after = bench.cells.Cell("dfd", bench.cells.Subject(cell.subject.recipe, "portraits_dfd", {"start": first}),
+                             "student", 50, 1)  # fmt: skip
+    assert workers.next_job([cell, after], set()) is cell.subject
+    assert workers.next_job([cell, after], {cell.subject.key}) is first
+    bench.cells.note_usage(first, tmp_path, 5, True)
+    assert workers.next_job([after], set()) is after.subject
+    bench.cells.note_usage(after.subject, tmp_path, 5, True)
+    assert workers.next_job([after], set()) is after
+    finish(after, tmp_path)
+    assert workers.next_job([after], set()) is None
+
+
+def test_a_stopped_training_goes_on_and_keeps_its_highest_peak(bench: Any, tmp_path: Path) -> None:
+    subject = cell_of(bench, {"train.steps": 7}).subject
+    arguments = bench.cells.arguments_of(subject, tmp_path)
+    assert arguments[0] == "portraits_long"
+    assert arguments[arguments.index("--train.steps") + 1] == "7"
+    assert arguments[arguments.index("--evaluate.clips") + 1] == "0"
+    bench.cells.note_usage(subject, tmp_path, 9, False)
+    bench.cells.note_usage(subject, tmp_path, 5, True)
+    assert bench.cells.usage(subject, tmp_path)["peak_memory"] == 9
+    subject.place(tmp_path).mkdir(parents=True)
+    (subject.place(tmp_path) / "recipe.yaml").write_text("seed: 0\n")
+    assert bench.cells.arguments_of(subject, tmp_path) == ["--resume", str(subject.place(tmp_path))]
+
+
+def test_nothing_begins_after_the_time_or_a_stop(bench: Any, tmp_path: Path) -> None:
+    cell = cell_of(bench)
+    for workers in (bench.work.Workers(tmp_path, 1, until=0.0), bench.work.Workers(tmp_path, 1, stopping=True)):
+        workers.run(lambda: [cell])
+        assert not (tmp_path / "logs").exists()
+
+
+def test_a_stop_reaches_the_process_and_is_no_failure(bench: Any, tmp_path: Path) -> None:
+    workers = bench.work.Workers(tmp_path, 1)
+    sleeper = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(60)"]
+    found: list[Any] = []
+    thread = threading.Thread(target=lambda: found.append(workers.process("key", sleeper, "")))
+    thread.start()
+    log = tmp_path / "logs" / "key.log"
+    while not (log.is_file() and "up" in log.read_text()):
+        time.sleep(0.05)
+    workers.stop()
+    thread.join(20)
+    assert found and found[0][0] == -signal.SIGINT and not workers.failed
+
+
+def test_a_fault_is_noted_and_not_tried_again(bench: Any, tmp_path: Path) -> None:
+    workers, cell = bench.work.Workers(tmp_path, 1), cell_of(bench)
+    code, peak = workers.process(cell.subject.key, [sys.executable, "-c", "raise SystemExit(3)"], "")
+    assert code == 3 and (peak is None or peak > 1e6)
+    assert workers.next_job([cell], set()) is None
+
+
+# ---- equal FLOPs
+
+
+def test_steps_come_from_the_budget(bench: Any) -> None:
+    cost = bench.budget.Cost(20.0, 2.0)
+    assert cost.of(120) == 260 and cost.steps(260) == 120 and cost.steps(261.9) == 121
+    with pytest.raises(UserError, match="head start"):
+        cost.steps(20.5)
+
+
+def test_exits_are_averaged_along_a_line(bench: Any) -> None:
+    step: list[int] = []
+
+    def count() -> int:
+        from w2svd_core import distillation
+
+        step.append(distillation.draw_exit(4, torch.Generator()))
+        return 100 + 10 * step[-1]
+
+    assert bench.budget.over_exits(4, count) == 115 and step == [0, 3]
+    assert bench.budget.over_exits(1, count) == 100
+
+
+@pytest.mark.slow
+def test_a_count_is_that_of_the_meta_device(bench: Any, tmp_path: Path) -> None:
+    recipe = load_recipe("portraits_long", {"data.cache": str(tmp_path), "critic.updates": 1, "train.batch": 2})
+    assert bench.budget.cost_of(recipe) == bench.budget.cost_of(recipe, torch.device("meta"))
+
+
+def test_every_row_gets_the_same_flops(bench: Any, tmp_path: Path) -> None:
+    prices = {"portraits_long": 2.0, "w2svd_paper": 3.0, "portraits_lcm": 1.0, "portraits_dfd": 2.0}
+    counts = SimpleNamespace(of=lambda recipe: bench.budget.Cost(20.0, prices[recipe.name]))
+    plan = plan_of(bench, tmp_path, counts, sweep=())
+    rows = {name: plan.rows[name] for name in ("w2s", "dmd2", "w2svd_paper", "lcm", "dfd_w2s")}
+    cells = {name: plan.test_cell(row, 0, 1.0) for name, row in rows.items()}
+    assert {name: round(cell.cost) for name, cell in cells.items()} == dict.fromkeys(rows, 260)
+    assert [cells[name].subject.recipe.train.steps for name in rows] == [120, 120, 80, 240, 29]
+    start = cells["dfd_w2s"].subject.needs["start"]
+    assert start.recipe.train.steps == 81 and start.recipe.seed == 0  # 0.7 of 260, its head start included
+    assert cells["dfd_w2s"].subject.whole(tmp_path).start == str((tmp_path / "runs" / start.key).resolve())
+
+
+# ---- the sweep, the winner
+
+
+def test_the_sweep_is_on_validation_portraits_and_its_best_goes_to_the_test(
+    bench: Any, tmp_path: Path, costs: Any
+) -> None:
+    plan = plan_of(bench, tmp_path, costs, seeds=(0, 4))
+    row = plan.rows["w2s"]
+    before = plan.of(row)
+    assert before.test == [] and "sweep" in before.why
+    assert {(cell.seed, cell.clips, cell.subject.recipe.seed) for cell in before.cells} == {(1_100_000, 128, 0)}
+    assert [cell.subject.recipe.student.lr for cell in before.cells] == [7.5e-5, 1.5e-4, 3e-4]
+    assert [cell.subject.recipe.critic.lr for cell in before.cells] == [2.5e-4, 5e-4, 1e-3]
+    assert {cell.subject.recipe.train.steps for cell in before.cells} == {55}  # half of 260
+    for cell, distance in zip(before.cells, (3.0, 2.0, 1.0), strict=True):
+        finish(cell, tmp_path, frechet_video=distance)
+    after = plan.of(row)
+    assert after.factor == 2.0
+    assert [(cell.seed, cell.subject.recipe.seed, cell.subject.recipe.student.lr) for cell in after.test] == [
+        (1_000_000, 0, 3e-4),
+        (1_000_000, 4, 3e-4),
+    ]
+
+
+def test_the_winner_is_of_validation_and_in_its_own_steps_the_same_cell(bench: Any, tmp_path: Path, costs: Any) -> None:
+    named = [row for row in bench.rows.ROWS if row.name in ("dmd2", "w2s", "winner_1", "winner_4")]
+    plan = plan_of(bench, tmp_path, costs, named, seeds=(0,))
+    one, four = plan.rows["winner_1"], plan.rows["winner_4"]
+    assert "not done" in plan.of(one).why and len(plan.of(one).cells) == 6  # the sweeps that decide it
+    for name, good in (("dmd2", 5.0), ("w2s", 2.0)):
+        for index, cell in enumerate(plan.of(plan.rows[name]).cells[:3]):
+            finish(cell, tmp_path, frechet_video=good + index)
+    assert plan.winner().name == "w2s"
+    assert [cell.key for cell in plan.of(four).test] == [cell.key for cell in plan.of(plan.rows["w2s"]).test]
+    assert plan.of(one).test[0].subject.recipe.student.sigmas == (1.0, 0.0)
+    assert plan.of(one).test[0].subject.recipe.student.lr == 7.5e-5
+
+
+def test_every_recipe_that_is_there_makes_a_cell(bench: Any, tmp_path: Path, costs: Any) -> None:
+    plan = plan_of(bench, tmp_path, costs, sweep=(), winner="w2s", seeds=(0,))
+    for row in bench.rows.ROWS:
+        planned = plan.of(row)
+        assert planned.test or row.kind == "model" or "there is no recipe" in planned.why, (row.name, planned.why)
+    assert len({cell.key for row in bench.rows.ROWS for cell in plan.of(row).test}) > 30
+
+
+# ---- the page
+
+
+def test_what_has_not_run_says_so_and_what_has_prints_mean_spread_and_factor(
+    bench: Any, tmp_path: Path, costs: Any
+) -> None:
+    plan = plan_of(bench, tmp_path / "bench", costs, sweep=(), seeds=(0, 1))
+    for name, values in {"w2s": (2.0, 4.0), "dmd2": (8.0, 9.0), "w2s_25": (1.0, 1.0)}.items():
+        for cell, value in zip(plan.of(plan.rows[name]).test, values, strict=True):
+            finish(cell, plan.out, frechet_video=value, motion=0.2, frechet_frame=value)
+    finish(plan.of(plan.rows["w2s_25_gt"]).test[0], plan.out, frechet_video=1.0, motion=0.5, frechet_frame=0.5)
+    page = bench.page.write_page(plan, tmp_path / "docs", "a command").read_text(encoding="utf-8")
+    line = {row.name: next(x for x in page.splitlines() if f"(`{row.name}`) |" in x) for row in plan.rows.values()
+            if row.kind != "model"}  # fmt: skip
+    assert "3.00 ± 1.00" in line["w2s"] and "| 1 | 1024 | 1.00 |" in line["w2s"] and "avg .8219" in line["w2s"]
+    assert "(1 of 2 seeds)" in line["w2s_25_gt"]
+    assert "not run" in line["avdm2"] and "not run" in line["teacher"]
+    assert "there is no recipe portraits_avdm2 yet" in page or "portraits_avdm2" in load_names()
+    orders = [x for x in page.splitlines() if x.startswith("| W2S, alpha_weak .25, own path | DMD2, LoRA")]
+    assert len(orders) == 1 and orders[0].endswith("| 3.00 ± 1.00 against 8.50 ± 0.500 | agrees |")
+    assert "**disagrees**" in page  # motion with the ground-truth term
+    assert {path.name for path in (tmp_path / "docs" / "plots").iterdir()} == {"alpha_weak.png", "flops.png"}
+
+
+def load_names() -> tuple[str, ...]:
+    from w2svd_core.config import recipe_names
+
+    return recipe_names()
+
+
+def test_orders_within_the_spread_are_not_told_apart_and_aims_are_distances(bench: Any) -> None:
+    def line(name: str, *values: float) -> Any:
+        return bench.page.Line(
+            bench.rows.Row(name, name, ""), bench.plan.Planned(), [{"values": {"x": v}} for v in values]
+        )
+
+    lines = {"a": line("a", 1.0, 3.0), "b": line("b", 2.5), "far": line("far", 9.0), "aim": line("aim", 8.0)}
+    claim = bench.rows.Claim
+
+    def say(better: str, worse: str, **rest: Any) -> str:
+        return bench.page.verdict(claim(better, worse, "x", "", "", **rest), lines)
+
+    assert say("a", "b") == "can't be told apart"
+    assert say("a", "far") == "agrees" and say("a", "far", higher=True) == "**disagrees**"
+    assert say("far", "a", target="aim") == "agrees"
+    assert say("a", "none") == "not run" and say("a", "b", target="none") == "not run"
+
+
+# ---- the command
+
+
+def command(out: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    settings = [part for key, value in TINY.items() for part in (f"--{key}", value)]
+    words = ["--out", str(out), "--docs", str(out / "docs"), "--data.cache", str(out.parent / "cache"), *settings]
+    env = {**os.environ, "PYTHONPATH": str(BENCHMARKS.parent), "OMP_NUM_THREADS": "1"}
+    full = [sys.executable, str(BENCHMARKS / "results.py"), *words, *more]
+    return subprocess.run(full, capture_output=True, text=True, env=env, check=False)
+
+
+def test_an_unknown_row_is_one_sentence(tmp_path: Path) -> None:
+    found = command(tmp_path / "bench", "--rows", "dmd")
+    assert found.returncode == 2 and found.stderr.count("\n") == 1 and "did you mean dmd2" in found.stderr
+
+
+@pytest.mark.slow
+def test_a_real_cell_runs_once_is_adopted_and_stands_in_the_table(bench: Any, tmp_path: Path) -> None:
+    out, row = tmp_path / "bench", ("--rows", "w2s", "--seeds", "0", "--clips", "50", "--sweep", "--jobs", "1")
+    first = command(out, *row)
+    assert first.returncode == 0, first.stdout + first.stderr
+    (cell,) = [json.loads(path.read_text()) for path in (out / "cells").glob("*.json")]
+    assert cell["steps"] == 3 and cell["train_flops"] > 1e9 and cell["train_seconds"] > 0
+    assert cell["peak_memory"] > 1e8 and cell["model_calls"] == 4
+    assert set(bench.page.METRICS) - {"identity"} <= set(cell["values"])
+    assert "w2svd_core.train" in first.stdout and "measure.py" in first.stdout
+    again = command(out, *row)
+    assert again.returncode == 0 and "$" not in again.stdout
+    shutil.rmtree(out / "cells")
+    other = command(tmp_path / "other", *row, "--adopt", str(out / "runs"), "--minutes", "0")
+    assert "adopted" in other.stdout and "$" not in other.stdout and "1 cells have not run" in other.stdout
+
+
+def test_the_best_of_nine_is_named_as_the_search_has_it(bench: Any) -> None:
+    assert len(SEARCHED_SHIFTS) * len(SEARCHED_GUIDANCE) == 9
+    assert all("best of 9" in row.title for row in bench.rows.ROWS if row.kind == "euler")

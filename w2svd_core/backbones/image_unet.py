@@ -1,0 +1,37 @@
+"""Image models of Stable Diffusion's kind: diffusers' `UNet2DConditionModel`. Each frame of a clip is an image."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..flow import Timesteps
+from .base import Architecture
+from .unet import UNetBackbone
+
+
+class ImageUNet(UNetBackbone):
+    """Stable Diffusion 1.5 and models of its form and schedule."""
+
+    name = "image_unet"
+    class_name = "UNet2DConditionModel"
+    timesteps = Timesteps("scaled_linear")
+
+    def sizes(self, architecture: Architecture) -> dict[str, Any]:
+        return {
+            **super().sizes(architecture),
+            "down_block_types": ("CrossAttnDownBlock2D",) * 2,
+            "up_block_types": ("CrossAttnUpBlock2D",) * 2,
+            "attention_head_dim": architecture.heads,  # diffusers' name of how many there are
+        }
+
+    def call(self, model: nn.Module, x_t: Tensor, time: Tensor, text: Tensor) -> Tensor:
+        b, _, f, _, _ = x_t.shape
+        images = x_t.transpose(1, 2).flatten(0, 1)
+        output: Tensor = model(images, time.repeat_interleave(f), encoder_hidden_states=text, return_dict=False)[0]
+        frames: Tensor = output.unflatten(0, (b, f))
+        return frames.transpose(1, 2)
+
+
+BACKBONE = ImageUNet()

@@ -1,0 +1,69 @@
+"""A discriminator on a frozen model's own features: taps in its blocks, and a small trainable head for each tap."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .numbers import wide
+
+Features = list[Tensor]  # `b n d` of each tap: tokens or places, channels last
+
+
+def tapped_blocks(blocks: Sequence[nn.Module], depths: Sequence[float]) -> list[nn.Module]:
+    """The blocks at these depths of a model, 1 being the last; each once."""
+    numbers = dict.fromkeys(min(len(blocks), max(1, round(depth * len(blocks)))) - 1 for depth in depths)
+    return [blocks[number] for number in numbers]
+
+
+def features_of(blocks: Sequence[nn.Module], call: Callable[[], Any]) -> Features:
+    """What the blocks put out while `call` runs the model; gradients reach whatever the call depends on."""
+    found: dict[int, Tensor] = {}
+
+    def keep(place: int) -> Callable[..., None]:
+        def hook(_block: nn.Module, _inputs: Any, output: Any) -> None:
+            found.setdefault(place, output[0] if isinstance(output, tuple) else output)
+
+        return hook
+
+    hooks = [block.register_forward_hook(keep(place)) for place, block in enumerate(blocks)]
+    try:
+        call()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [_as_tokens(found[place]) for place in range(len(blocks))]
+
+
+def _as_tokens(output: Tensor) -> Tensor:
+    """`b n d` of a transformer's tokens as they are, or of a convolution's `b d ...`."""
+    return wide(output) if output.ndim == 3 else wide(output).flatten(2).transpose(1, 2)
+
+
+class Heads(nn.Module):
+    """A logit for each token of each tap: real clips above zero, a student's below.
+
+    Args:
+        widths: channels of each tap.
+        hidden: channels between.
+        seed: of the first weights.
+    """
+
+    def __init__(self, widths: Sequence[int], hidden: int, seed: int) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.taps = nn.ModuleList(
+                nn.Sequential(nn.LayerNorm(width), nn.Linear(width, hidden), nn.SiLU(), nn.Linear(hidden, 1))
+                for width in widths
+            )
+        for tap in self.taps:  # it knows nothing yet: every logit is 0 and gives no gradient to a sample
+            nn.init.zeros_(tap[-1].weight)  # type: ignore[index]
+            nn.init.zeros_(tap[-1].bias)  # type: ignore[index]
+
+    def forward(self, features: Features) -> Tensor:
+        """Logits `b m`, those of all taps side by side."""
+        return torch.cat([tap(one).squeeze(-1) for tap, one in zip(self.taps, features, strict=True)], dim=1)

@@ -1,0 +1,158 @@
+"""Data-Forcing Distillation (arXiv 2606.18478): in some steps the teacher is asked about real clips instead.
+
+The matching gradient alone is an expectation over the student's samples, so that modes which the student does not visit
+pull at nothing. With probability p a step asks the teacher about the noised clip of the same caption, at the same noise
+and level: (x0_fake(x_t of the student) - x0_real(x_t of the clip)). p = 0 is distribution matching.
+
+The strength of the critic's adapter in those steps is ours (the query lies on data already, so 0: the plain teacher),
+and so is the knob between the teacher's view of the clip (DFD) and the clip itself (W2SVD's ground-truth term, which is
+DFD with an identity teacher). To force data at high noise alone is what others report to keep detail sharp.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from ..numbers import wide
+from ..sections import Section, setting
+from ..terms import Question, Term
+from .distribution_matching import matching_gradient, per_sample_mean
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..terms import StudentStep
+
+BINS = (0.25, 0.5, 0.75, 1.0)  # upper ends of the noise levels that pair distances are logged by
+
+
+class Settings(Section):
+    """Data-Forcing Distillation (arXiv 2606.18478): the teacher is asked about real clips in some steps."""
+
+    probability: float = setting(0.0, "share of steps that ask the teacher about the clip (0 = off)", ge=0, le=1)
+    alpha_weak: float = setting(0.0, "share of the critic's adapter in the real score in those steps", ge=0, le=1)
+    space: Literal["x0", "score"] = setting(
+        "x0", "x0 = difference of clean samples, as the authors' code; score = of scores, as the paper's equation 8"
+    )
+    clip_share: float = setting(
+        0.0,
+        "target between the teacher's view of the clip (0) and the clip itself (1, the ground-truth term)",
+        ge=0,
+        le=1,
+    )
+    lowest_sigma: float = setting(
+        0.0,
+        "noise level below which a row is matched as usual, since pairs differ in place there",
+        unit="sigma",
+        ge=0,
+        le=1,
+    )
+
+
+def forced_gradient(
+    x_student: Tensor,
+    x0_fake: Tensor,
+    target: Tensor,
+    data: Tensor,
+    space: Literal["x0", "score"] = "x0",
+    floor: float = 0.05,
+    free: Tensor | None = None,
+) -> Tensor:
+    """The gradient with respect to the student's clean sample of a data-forced step.
+
+    x0 space (the authors' code): g = (x0_fake - target) / max(mean |x_student - target|, floor).
+    Score space (equation 8): with the same noise, s_fake(x_t of the student) - s_real(x_t of the clip) is
+    alpha / sigma^2 times (x0_fake - target) + (data - x_student). So the x0 form is the paper's equation plus a pull of
+    the student towards the clip. Both share the normaliser (ours: the paper prints none).
+
+    Args:
+        x_student, x0_fake, free: as in `matching_gradient`.
+        target: what the real score says of the noised clip, guidance included.
+        data: the clip.
+    """
+    gradient = matching_gradient(x_student, x0_fake, target, floor, free)
+    if space == "x0":
+        return gradient
+    x, view, clip = (wide(t).detach() for t in (x_student, target, data))
+    return gradient + (clip - x) / per_sample_mean((x - view).abs(), free).clamp(min=floor)
+
+
+def pair_distances(x_student: Tensor, data: Tensor, sigma: Tensor) -> dict[str, float]:
+    """mean |x_student - data| of the rows by noise level: what the paper's condition 7 bounds."""
+    apart = (wide(x_student).detach() - wide(data)).abs().flatten(1).mean(1)
+    found: dict[str, float] = {}
+    lowest = 0.0
+    for highest in BINS:
+        rows = apart[(sigma > lowest) & (sigma <= highest)]
+        if len(rows):
+            found[f"data_forcing/pair_distance_{highest:g}"] = float(rows.mean())
+        lowest = highest
+    return found
+
+
+class Added(Term):
+    """Moves the teacher's query in some steps; the coin falls alike on all processes."""
+
+    settings: Settings
+
+    @classmethod
+    def is_on(cls, settings: Settings) -> bool:
+        return settings.probability > 0
+
+    def question(self, step: StudentStep) -> Question | None:
+        data = self._forced(step)
+        if data is None:
+            return None
+        x0, rows = step.x0.detach(), self._rows(step)
+        asked = data if rows is None else x0 + rows * (data - x0)
+        x_t = self.stage.model.backbone.process.noise(asked, step.eps, step.sigma)
+        weak = self.settings.alpha_weak
+        if rows is None:
+            return Question(x_t, weak)
+        usual = self.stage.recipe.matching.alpha_weak
+        return Question(x_t, usual + rows.flatten() * (weak - usual))
+
+    def gradient(self, step: StudentStep, x0_fake: Tensor, x0_real: Tensor) -> Tensor | None:
+        data = self._forced(step)
+        if data is None:
+            return None
+        s, floor = self.settings, self.stage.recipe.matching.normaliser_floor
+        target = x0_real.lerp(data.to(x0_real.dtype), s.clip_share)
+        gradient = forced_gradient(step.x0, x0_fake, target, data, s.space, floor, step.free)
+        rows = self._rows(step)
+        if rows is None:
+            return gradient
+        matched = matching_gradient(step.x0, x0_fake, x0_real, floor, step.free)
+        return matched + rows * (gradient - matched)
+
+    def remarks(self) -> list[str]:
+        if self.stage.recipe.start:
+            return []
+        return [
+            "data_forcing starts from a distilled student and its critic, and from nothing the paper saw it not "
+            "converge; name a run by --from"
+        ]
+
+    def _forced(self, step: StudentStep) -> Tensor | None:
+        """The clips of a step whose coin fell so; None in the others."""
+        import torch
+
+        from ..errors import UserError
+
+        coin = float(torch.rand((), generator=self.stage.shared_rng(step.index, "data forcing", step.rollout.step)))
+        forced = coin < self.settings.probability
+        step.logs["data_forcing/forced"] = float(forced)
+        if not forced:
+            return None
+        data = step.rollout.data
+        if data is None:
+            raise UserError("data_forcing asks the teacher about clips, and data.prompts gives none; train on clips")
+        step.logs.update(pair_distances(step.x0, data, step.sigma))
+        return data
+
+    def _rows(self, step: StudentStep) -> Tensor | None:
+        """1 for rows whose noise level is high enough and 0 for the others, `b 1 1 1 1`; None where all are."""
+        if not self.settings.lowest_sigma:
+            return None
+        high = step.sigma >= self.settings.lowest_sigma
+        return high.to(step.x0.dtype).view(-1, *[1] * (step.x0.ndim - 1))

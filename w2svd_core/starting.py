@@ -1,0 +1,51 @@
+"""A run that starts from another one: its student and its critic, as Data-Forcing Distillation starts from DMD2's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from .distillation import Distillation
+from .errors import UserError
+from .files import read_safetensors
+from .learner import Learner
+from .run import RunFolder
+
+
+def start_from(program: Distillation, place: str, base: str) -> None:
+    """Give a program the newest student and critic of a finished or stopped run; optimizers begin anew.
+
+    The moving average goes along where both runs keep one. This is what DFD's own code does (arXiv 2606.18478:
+    generator, critic and average are loaded, optimizer states are not).
+
+    Args:
+        place: the run's folder.
+        base: hash of the frozen base here.
+
+    Raises:
+        UserError: there is no such run, it is of another base, or its student or critic are of another kind or rank.
+    """
+    run = RunFolder.open(Path(place))
+    if run.origin().get("base", base) != base:
+        raise UserError(f"start {place} was trained on another base than model.path; start from a run of this model")
+    checkpoint = run.newest_checkpoint()
+    if checkpoint is None:
+        raise UserError(f"start {place} has no checkpoint yet; let it train, or leave start empty")
+    tensors, _ = read_safetensors(checkpoint)
+    for name, learner in program.learners().items():
+        if name in ("student", "critic"):
+            _take_over(learner, tensors, name, place)
+
+
+def _take_over(learner: Learner, tensors: Mapping[str, Tensor], name: str, place: str) -> None:
+    weights = {n: tensors.get(f"{name}/weight/{n}") for n in learner.parameters}
+    shapes = {n: p.shape for n, p in learner.parameters.items()}
+    if any(weight is None or weight.shape != shapes[n] for n, weight in weights.items()):
+        raise UserError(
+            f"start {place} has no {name} of this kind and rank; set {name}.kind and {name}.rank as they are there"
+        )
+    found = {n: weight for n, weight in weights.items() if weight is not None}
+    averages = {n: tensors.get(f"{name}/average/{n}", weight) for n, weight in found.items()}
+    learner.begin_with(found, averages)
