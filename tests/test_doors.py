@@ -368,7 +368,8 @@ def test_a_fault_ends_a_door_with_one_line_and_code_2(name: str) -> None:
     root = Path(__file__).parent.parent
     ended = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     assert ended.returncode == 2 and ended.stdout == ""
-    assert ended.stderr == "error: There is no option --studnet.lr; did you mean --student.lr, --critic.lr or --adversarial.lr.\n"
+    near = "--student.lr or --critic.lr or --adversarial.lr"
+    assert ended.stderr == f"error: There is no option --studnet.lr; did you mean {near}.\n"
 
 
 # ---- evaluate
