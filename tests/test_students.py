@@ -183,3 +183,12 @@ def test_a_full_disk_or_a_crash_leaves_an_older_folder_whole(tmp_path: Path, how
         assert len(lines) == 1 and lines[0].startswith(f"error: cannot write {tmp_path / 'out'}: "), done.stderr
     put(tmp_path / "out", "newer")
     assert names(tmp_path) == ["out", "out/x.txt"]
+
+
+def test_the_file_says_what_was_mixed(new_recipe: Recipes) -> None:
+    from w2svd_core.students import mixture
+
+    assert mixture(new_recipe()) == "w2s" and mixture(new_recipe({"matching.alpha_weak": 0.0})) == "dmd"
+    both = {"matching.alpha_weak": 0.0, "data_forcing.probability": 0.5, "adversarial.weight": 0.1}
+    assert mixture(new_recipe(both)) == "dmd+adversarial+data_forcing"
+    assert mixture(new_recipe({"matching.weight": 0.0, "adversarial.weight": 0.1})) == "adversarial"

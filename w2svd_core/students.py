@@ -14,6 +14,7 @@ from .files import dtype_named, whole_folder, write_safetensors
 from .flow import sigma_list
 from .lora_files import LoraMetadata, Schedule, base_hash, pairs_from_peft, write_lora
 from .lora_metadata import METADATA_KEY
+from .objectives import terms
 from .options import value_of
 from .places import parse_lora, rewritten
 from .roles import GENERATOR, SharedModel, swapped_in
@@ -54,11 +55,18 @@ def teacher_note(recipe: Recipe, run: Path) -> str:
     return f"its base is the model with {' and '.join(names)} in it: load that beside it" if names else ""
 
 
+def mixture(recipe: Recipe) -> str:
+    """What a distillation by matching is made of: "w2s", "dmd", "dmd+data_forcing", "frame_matching"."""
+    matched = ("w2s" if recipe.matching.alpha_weak else "dmd") if recipe.matching.weight else ""
+    added = [name for name, kind in terms().items() if kind.is_on(getattr(recipe, name))]
+    return "+".join(filter(None, [matched, *added]))
+
+
 def student_metadata(recipe: Recipe, model: SharedModel, note: str = "") -> LoraMetadata:
     """What travels inside the student's file: the schedule, and what it was made from and how."""
     m = recipe.matching
     made: dict[str, tuple[str, float | None, float | None]] = {  # method, alpha_weak, guidance
-        "distribution_matching": ("w2s" if m.alpha_weak else "dmd", m.alpha_weak, m.guidance_scale),
+        "distribution_matching": (mixture(recipe), m.alpha_weak, m.guidance_scale),
         "consistency": ("lcm", None, cast(float, value_of(recipe, "consistency.guidance_scale"))),
         "flow_matching": ("flow_matching", None, None),
     }
