@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -176,9 +177,13 @@ def train(recipe: Recipe, folder: Path, work: Work, watch: Watch) -> None:
     with work.ready(recipe, watch) as make:
         if RunFolder.is_one(folder):
             refuse_another_origin(RunFolder.open(folder), work.origin(recipe, make, watch))
-        write_text(files, work.files())
         finished = (folder / FOLDER / NATIVE).is_file()
-        code = 0 if finished else carry_out(recipe, folder, watch, make)
+        try:
+            code = 0 if finished else carry_out(recipe, folder, watch, make)
+        finally:
+            if RunFolder.is_one(folder):  # wrong inputs make none
+                with contextlib.suppress(UserError):  # a full disk has been told already
+                    write_text(files, work.files())
     if code:
         raise management.InterruptProcessingException
 

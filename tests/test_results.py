@@ -138,6 +138,8 @@ def test_nothing_begins_after_the_time_or_a_stop(bench: Any, tmp_path: Path) -> 
 
 
 def test_a_stop_reaches_the_process_and_is_no_failure(bench: Any, tmp_path: Path) -> None:
+    # as the command does; where SIGINT is ignored (a shell's background job), children would ignore it, too
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     workers = bench.work.Workers(tmp_path, 1)
     sleeper = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(60)"]
     found: list[Any] = []
@@ -148,6 +150,7 @@ def test_a_stop_reaches_the_process_and_is_no_failure(bench: Any, tmp_path: Path
         time.sleep(0.05)
     workers.stop()
     thread.join(20)
+    signal.signal(signal.SIGINT, before)
     assert found and found[0][0] == -signal.SIGINT and not workers.failed
 
 

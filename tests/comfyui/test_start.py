@@ -18,7 +18,7 @@ IDS = {
 
 
 def test_the_pack_loads_without_a_warning(comfy: Server) -> None:
-    log = comfy.logged()
+    log = comfy.logged().partition("got prompt")[0]  # what other tests have queued is theirs
     assert "IMPORT FAILED" not in log
     assert [line for line in log.splitlines() if "W2SVD" in line or ("w2svd" in line.lower() and "rror" in line)] == []
 
