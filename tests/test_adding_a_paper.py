@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 DOC = Path(__file__).parents[1] / "docs" / "adding-a-paper.md"
 BLOCK = re.compile(r"```(?:python|yaml)\n(.*?)```", re.S)
 
@@ -23,6 +25,7 @@ sys.exit(train.main(sys.argv[2:]))
 """
 
 
+@pytest.mark.slow
 def test_the_example_trains_by_its_recipe(tmp_path: Path) -> None:
     paper, recipe = BLOCK.findall(DOC.read_text(encoding="utf-8"))
     assert len(paper.splitlines()) <= 50

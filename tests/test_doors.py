@@ -417,6 +417,7 @@ def test_a_table_on_own_clips(place: Path, run: Path, door: Door) -> None:
     assert "They are not held out" in out.read_text() and "4 in the rows of data" in out.read_text()
 
 
+@pytest.mark.slow
 def test_the_best_euler_row_is_searched(place: Path, run: Path, door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluate, "SEARCHED_SHIFTS", (1.0, 5.0))
     monkeypatch.setattr(evaluate, "SEARCHED_GUIDANCE", (1.0, 2.5))

@@ -273,7 +273,7 @@ def test_a_run_inside_the_band_goes_to_its_end(start: Start, new_recipe: Recipes
     assert "No look was out of the teacher's band." in report_text(run, run.recipe(), [], [], [])
 
 
-@pytest.mark.parametrize("stop", [2, 3, 5])
+@pytest.mark.parametrize("stop", [pytest.param(2, marks=pytest.mark.slow), 3, pytest.param(5, marks=pytest.mark.slow)])
 def test_a_stopped_run_makes_the_same_looks_and_keeps_the_same_best(
     start: Start, new_recipe: Recipes, tmp_path: Path, stop: int
 ) -> None:
@@ -308,6 +308,7 @@ def test_a_look_beyond_the_checkpoint_is_made_again(start: Start, new_recipe: Re
 # ---- through the door, on validation portraits
 
 
+@pytest.mark.slow
 def test_the_door_ends_early_saves_the_best_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
     arguments = [

@@ -85,7 +85,9 @@ def door(capsys: pytest.CaptureFixture[str]) -> Door:
     return call
 
 
-@pytest.fixture(scope="module", params=CASES)
+@pytest.fixture(
+    scope="module", params=[pytest.param(case, marks=pytest.mark.slow) if case == "i2v" else case for case in CASES]
+)
 def house(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> House:
     """Clips prepared, teacher fine-tuned, that teacher distilled."""
     made = House(request.param, tmp_path_factory.mktemp(request.param), first_frame=request.param == "ti2v")
@@ -245,6 +247,7 @@ def test_adapters_start_from_a_lora_of_another_rank(house: House, tmp_path: Path
             torch.testing.assert_close(found, before[name] @ before[down], atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_whole_teacher_can_be_fine_tuned_first(tmp_path: Path, door: Door) -> None:
     """Its file lies elsewhere than its encoders, which are found all the same."""
     made = House("t2v", tmp_path)

@@ -233,6 +233,7 @@ def test_frames_are_encoded_and_decoded_each_by_itself() -> None:
     assert codec.fingerprint() != plain.fingerprint()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_model_learns_to_see_the_noise(family: str) -> None:
     """flow_matching's program is the pre-training of a noise model: its loss falls from that of saying nothing."""
