@@ -132,13 +132,7 @@ class DatasetFromFolder(io.ComfyNode):
             category=DATA,
             description="Clips with captions to train on: a folder in ComfyUI's input folder, or drawn portraits.",
             inputs=[
-                field(
-                    io.String,
-                    "folder",
-                    default=PORTRAITS,
-                    tooltip="A folder inside ComfyUI's input folder with "
-                    "videos and a .txt caption beside each; portraits draws talking heads instead.",
-                ),
+                clip_choice(),
                 *widgets([*SIZE, "data.clips", "data.buckets", "data.min_frames"]),
             ],
             outputs=[DATASET.Output(display_name="dataset", tooltip="What Train learns on, by name.")],
@@ -175,6 +169,14 @@ class PromptSet(io.ComfyNode):
     @told
     def execute(cls, prompts: str, **given: Any) -> io.NodeOutput:
         return io.NodeOutput(Dataset(setting_values(given), prompt_lines(prompts)))
+
+
+def clip_choice() -> Any:
+    """The input that names a folder of clips; `clip_place` reads it."""
+    words = (
+        "A folder inside ComfyUI's input folder with videos and a .txt caption beside each; portraits draws talking "
+    )
+    return field(io.String, "folder", default=PORTRAITS, tooltip=f"{words}heads instead.")
 
 
 def clip_place(folder: str) -> str:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from .compat import CATEGORY, field, io, schema, setting_values, told, widgets
-from .data import clip_place, prompt_lines
-from .places import PORTRAITS, input_stamp
+from .data import clip_choice, clip_place, prompt_lines
+from .places import input_stamp
 from .sockets import DATASET, Encoded
 
 HERE = f"{CATEGORY}/data"
@@ -28,13 +28,7 @@ class EncodeClips(io.ComfyNode):
             search_aliases=["load videos", "vae encode", "captions"],
             inputs=[
                 field(io.Vae, "vae", tooltip="The VAE that belongs to the model."),
-                field(
-                    io.String,
-                    "folder",
-                    default=PORTRAITS,
-                    tooltip="A folder inside ComfyUI's input folder with videos and a .txt caption beside each; "
-                    "portraits draws talking heads instead.",
-                ),
+                clip_choice(),
                 *widgets(["data.frames", "data.height", "data.width", "data.fps", "data.clips"]),
             ],
             outputs=[
@@ -104,14 +98,8 @@ class DatasetFromLatents(io.ComfyNode):
             inputs=[
                 field(io.Latent, "latents", tooltip="Encoded clips: a list, or several in one batch."),
                 field(io.Conditioning, "conditioning", tooltip="The prompt of each clip, or one for all of them."),
-                field(io.Conditioning, "negative", tooltip="What guidance leads away from, mostly an empty prompt."),
-                field(
-                    io.String,
-                    "captions",
-                    optional=True,
-                    force_input=True,
-                    tooltip="What each clip shows, written beside the samples; without it they are numbered.",
-                ),
+                _negative(),
+                _captions("What each clip shows, written beside the samples; without it they are numbered."),
                 *widgets(FPS),
             ],
             outputs=[DATASET.Output(display_name="dataset", tooltip="What Train learns on.")],
@@ -145,15 +133,9 @@ class DatasetFromConditioning(io.ComfyNode):
             is_input_list=True,
             inputs=[
                 field(io.Conditioning, "conditioning", tooltip="Encoded prompts: a list, or one."),
-                field(io.Conditioning, "negative", tooltip="What guidance leads away from, mostly an empty prompt."),
+                _negative(),
                 field(io.Latent, "size", tooltip="An empty latent video, as large as the clips are to be."),
-                field(
-                    io.String,
-                    "captions",
-                    optional=True,
-                    force_input=True,
-                    tooltip="The prompts as words, written beside the samples; without them they are numbered.",
-                ),
+                _captions("The prompts as words, written beside the samples; without them they are numbered."),
                 *widgets(FPS),
             ],
             outputs=[DATASET.Output(display_name="dataset", tooltip="What Train learns on.")],
@@ -200,6 +182,14 @@ class PromptList(io.ComfyNode):
     @told
     def execute(cls, prompts: str) -> io.NodeOutput:
         return io.NodeOutput(list(prompt_lines(prompts)))
+
+
+def _negative() -> Any:
+    return field(io.Conditioning, "negative", tooltip="What guidance leads away from, mostly an empty prompt.")
+
+
+def _captions(words: str) -> Any:
+    return field(io.String, "captions", optional=True, force_input=True, tooltip=words)
 
 
 NODES: list[type[io.ComfyNode]] = [EncodeClips, DatasetFromLatents, DatasetFromConditioning, PromptList]

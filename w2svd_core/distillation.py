@@ -24,9 +24,9 @@ from .objectives.distribution_matching import matching_gradient, matching_loss, 
 from .objectives.flow_matching import denoising_loss
 from .objectives.ground_truth import ground_truth_gradient
 from .randomness import generator
-from .roles import Query, SharedModel
+from .roles import SharedModel
 from .rollout import Rollout, VisitPools, draw_exit, noise_data, simulate, simulate_all
-from .sampling import guide
+from .scores import ask_scores
 from .settings import Recipe
 from .terms import NewLearner, Question, Stage, StudentStep, Term
 
@@ -210,21 +210,13 @@ class Distillation:
         )
         return times.to(self.model.device)
 
-    @torch.no_grad()
     def _scores(self, noised: Tensor, asked: Question, sigma: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:
-        """x0 of the fake and of the guided real score; one batch, or a pass for each where memory is short."""
+        """x0 of the fake and of the guided real score."""
         m = self.recipe.matching
-        queries = [
-            Query("fake", noised, sigma, condition),
-            Query("real", asked.x_t, sigma, condition, asked.alpha_weak),
-        ]
-        if m.guidance_scale != 1.0:
-            queries.append(Query("real", asked.x_t, sigma, condition.instead(self.null), asked.alpha_weak))
-        if m.batched_scores:
-            fake, real, *uncond = self.model.predict_x0_together(queries)
-        else:
-            fake, real, *uncond = [self.model.predict_x0(q.role, q.x_t, q.sigma, q.condition, q.alpha) for q in queries]
-        return fake, guide(real, uncond[0], m.guidance_scale) if uncond else real
+        return ask_scores(
+            self.model, (noised, asked.x_t), sigma, condition, self.null,
+            guidance_scale=m.guidance_scale, batched=m.batched_scores, alpha_weak=asked.alpha_weak,
+        )  # fmt: skip
 
     def _remember(self, rollout: Rollout, x0: Tensor) -> int:
         """Put what the rollout visited into the pool; returns how many samples were not finite and stayed out."""

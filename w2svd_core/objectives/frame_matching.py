@@ -169,24 +169,15 @@ class Added(Term):
 
     def _scores(self, frames: Tensor, condition: Condition, *place: Any) -> tuple[Tensor, Tensor]:
         """x0 of the fake and of the guided real score of noised frames."""
-        import torch
-
-        from ..roles import Query
-        from ..sampling import guide
+        from ..scores import ask_scores
 
         sigma, eps = self._noise_level(len(frames), *place), self.stage.noise(frames.shape, *place, "noise")
         x_t = self.image.backbone.process.noise(frames, eps, sigma)
-        queries = [Query("fake", x_t, sigma, condition), Query("real", x_t, sigma, condition)]
-        if self.settings.guidance_scale != 1.0:
-            null = self._shared(self.stage.data.null.to(x_t.device))
-            queries.append(Query("real", x_t, sigma, condition.instead(null)))
-        with torch.no_grad():
-            if self.stage.recipe.matching.batched_scores:
-                found = self.image.predict_x0_together(queries)
-            else:
-                found = [self.image.predict_x0(q.role, q.x_t, q.sigma, q.condition) for q in queries]
-        fake, real, *uncond = found
-        return fake, guide(real, uncond[0], self.settings.guidance_scale) if uncond else real
+        s, null = self.settings, self._shared(self.stage.data.null.to(x_t.device))
+        batched = self.stage.recipe.matching.batched_scores
+        return ask_scores(
+            self.image, (x_t, x_t), sigma, condition, null, guidance_scale=s.guidance_scale, batched=batched
+        )
 
     def _noise_level(self, count: int, *place: Any) -> Tensor:
         from ..flow import score_times
