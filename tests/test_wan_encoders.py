@@ -17,13 +17,13 @@ from tiny_wan import FRAMES, KINDS, PROMPTS, TEXT, TinyWan, native_image, native
 from torch import Tensor
 
 from w2svd_core.backbones import wan_image, wan_text, wan_vae
+from w2svd_core.backbones.class_config import bundled_config
 from w2svd_core.backbones.wan_encoders import load_codec, load_encoders, load_prompts, load_start
-from w2svd_core.backbones.wan_files import hollow
 from w2svd_core.backbones.wan_image import FrameThenGrey
 from w2svd_core.backbones.wan_places import IMAGE_ENCODER, TEXT_ENCODER, VAE_2_1, VAE_2_2
 from w2svd_core.backbones.wan_text import Umt5, clean
 from w2svd_core.backbones.wan_vae import WanVae
-from w2svd_core.backbones.wan_variants import bundled_config
+from w2svd_core.backbones.weights import hollow
 from w2svd_core.data.codec import Codec, load_portrait_codec, to_unit
 from w2svd_core.data.prompts import PromptEncoder
 from w2svd_core.errors import UserError

@@ -159,7 +159,7 @@ def new_transformer(kind: str) -> Any:
 def new_vae(kind: str) -> Any:
     from diffusers import AutoencoderKLWan
 
-    from w2svd_core.backbones.wan_variants import bundled_config
+    from w2svd_core.backbones.class_config import bundled_config
 
     name = "wan2.2-vae" if kind == "ti2v" else "wan2.1-vae"
     with seeded(2):

@@ -32,9 +32,9 @@ from .learner import Learner, lr_schedule
 from .lora_algebra import merge_files, read_at_rank
 from .lora_files import load_into_peft, read_changes
 from .pretraining import FlowMatching
-from .roles import FAKE, GENERATOR, SharedModel
+from .roles import FAKE, GENERATOR, Role, SharedModel
 from .sections import Optimizer
-from .settings import Model, Recipe
+from .settings import Embedded, Model, Recipe
 from .trainer import Program
 
 ASSETS = Path(__file__).parent / "assets"
@@ -160,12 +160,19 @@ def roles_of(recipe: Recipe, family: Backbone, base: torch.nn.Module) -> SharedM
         alpha_strong=recipe.matching.alpha_strong,
         checkpointing=recipe.model.gradient_checkpointing,
         seed=recipe.seed,
+        embedded=embedded_guidance(recipe.embedded),
     )
     if recipe.student.init and model.copy is None:
         start_adapters(model, Path(recipe.student.init), recipe.student.rank)
     if recipe.model.compile and model.copy is not None:
         _compile(family.blocks(model.copy))
     return model
+
+
+def embedded_guidance(settings: Embedded) -> dict[Role, float]:
+    """What each role tells a model that takes its guidance as an input."""
+    s = settings
+    return {"teacher": s.teacher, "real": s.real, "fake": s.fake, "generator": s.student}
 
 
 def start_adapters(model: SharedModel, path: Path, rank: int) -> None:

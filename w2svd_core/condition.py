@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+GUIDANCE = "guidance"  # the field (B,) that tells a model its embedded guidance
+
 
 @dataclass(frozen=True)
 class Condition:
@@ -16,7 +18,7 @@ class Condition:
 
     Which names there are is the backbone's affair (`backbones.base.Facts.needs`); everybody else only carries the value
     along. For a text-to-video model it is `{"text": (B, tokens, width)}`; a first frame adds `start`, its latents, and
-    `image`, its embedding.
+    `image`, its embedding. A role puts in `guidance` where a model takes one.
     """
 
     fields: Mapping[str, Tensor]
@@ -34,6 +36,12 @@ class Condition:
     def expand(self, count: int) -> Condition:
         """Repeat a single row `count` times without copying it."""
         return Condition({name: v.expand(count, *v.shape[1:]) for name, v in self.fields.items()})
+
+    def guided(self, scale: float) -> Condition:
+        """The same rows, told an embedded guidance."""
+        some = next(iter(self.fields.values()))
+        told = torch.full((len(self),), scale, dtype=torch.float32, device=some.device)
+        return Condition({**self.fields, GUIDANCE: told})
 
     def instead(self, null: Condition) -> Condition:
         """The same rows without what guidance leaves out: the fields of `null` (one row) take the place of these."""

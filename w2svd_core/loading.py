@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from .assembly import load_base
+from .assembly import embedded_guidance, load_base
 from .data.encoder_source import EncoderSource
 from .errors import UserError
 from .files import dtype_named, opened_safetensors
@@ -104,7 +104,8 @@ def load_full(recipe: Recipe, source: EncoderSource, path: Path) -> Loaded:
         metadata = LoraMetadata.from_strings(dict(file.metadata() or {}), path)
     own = base_hash(base)
     check_base(metadata, own, path, recipe.model.precision)
-    model = SharedModel(family, base.to(device()), critic_rank=0, student_rank=0)
+    told = embedded_guidance(recipe.embedded)
+    model = SharedModel(family, base.to(device()), critic_rank=0, student_rank=0, embedded=told)
     assert model.copy is not None
     model.copy.load_state_dict(family.load(path, dtype_named(recipe.model.precision)).state_dict())
     return Loaded(model, metadata, own)
@@ -113,4 +114,6 @@ def load_full(recipe: Recipe, source: EncoderSource, path: Path) -> Loaded:
 def _with_adapter(recipe: Recipe, source: EncoderSource, rank: int) -> Loaded:
     family, base = load_base(recipe.model, source, recipe.seed)
     own = base_hash(base)
-    return Loaded(SharedModel(family, base.to(device()), critic_rank=0, student_rank=rank), None, own)
+    told = embedded_guidance(recipe.embedded)
+    model = SharedModel(family, base.to(device()), critic_rank=0, student_rank=rank, embedded=told)
+    return Loaded(model, None, own)

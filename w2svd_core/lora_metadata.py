@@ -26,6 +26,7 @@ class Schedule:
         sampler: "renoise" (fresh noise after each x0) or "euler".
         shift: the sigma shift that the list came from, None when it was written by hand.
         guidance_scale: u + g (c - u); 1.0 means none.
+        embedded_guidance: that the model is told as an input; None for a model that takes none.
         note: a remark for people.
     """
 
@@ -33,6 +34,7 @@ class Schedule:
     sampler: str = "renoise"
     shift: float | None = None
     guidance_scale: float = 1.0
+    embedded_guidance: float | None = None
     note: str = ""
 
     def __post_init__(self) -> None:
@@ -95,6 +97,7 @@ class LoraMetadata:
             "sampler": first.sampler,
             "shift": first.shift,
             "guidance_scale": first.guidance_scale,
+            "embedded_guidance": first.embedded_guidance,
             "base_class": self.base_class,
             "base_hash": self.base_hash,
             "base_precision": self.base_precision,

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .backbones.base import Backbone
-from .condition import Condition
+from .condition import GUIDANCE, Condition
 from .errors import UserError
 
 Role = Literal["teacher", "real", "fake", "generator"]
@@ -84,6 +84,7 @@ class SharedModel:
         alpha_weak, alpha_strong: strength of the critic's adapter in the real and the fake score.
         checkpointing: recompute activations in the backward pass.
         seed: of the adapters' first weights.
+        embedded: the guidance that each role tells a model that takes one as an input.
     """
 
     def __init__(
@@ -98,10 +99,12 @@ class SharedModel:
         alpha_strong: float = 1.0,
         checkpointing: bool = False,
         seed: int = 0,
+        embedded: Mapping[Role, float] | None = None,
     ) -> None:
         self.backbone = backbone
         self.base = base.requires_grad_(False)
         self.alpha_weak, self.alpha_strong = alpha_weak, alpha_strong
+        self._embedded = embedded if embedded and GUIDANCE in backbone.facts(base).takes else {}
         self.copy = copy.deepcopy(base).requires_grad_(True) if student_rank == 0 else None
         self.critic_copy = copy.deepcopy(base).requires_grad_(True) if critic_copy else None
         ranks = {name: r for name, r in {FAKE: critic_rank, GENERATOR: student_rank}.items() if r}
@@ -171,7 +174,7 @@ class SharedModel:
         model = self.network(role)
         levels = torch.as_tensor(sigma, dtype=torch.float32, device=x_t.device).expand(len(x_t))
         with self._using(self._adapters(role, alpha)):
-            return self.backbone.predict(model, x_t, levels, condition)
+            return self.backbone.predict(model, x_t, levels, self._told(role, condition))
 
     def predict_x0(
         self, role: Role, x_t: Tensor, sigma: Tensor | float, condition: Condition, alpha: Strength | None = None
@@ -197,15 +200,23 @@ class SharedModel:
     def _on_the_base(self, queries: Sequence[Query]) -> list[Tensor]:
         x_t = torch.cat([q.x_t for q in queries])
         sigma = torch.cat([q.sigma for q in queries])
-        condition = Condition.cat([q.condition for q in queries])
+        condition = Condition.cat([self._told(q.role, q.condition) for q in queries])
         with self._using(self._row_strengths(queries, x_t.device)):
             output = self.backbone.predict(self.base, x_t, sigma, condition)
         x0 = self.backbone.hold(self.backbone.process.x0_from_output(x_t, output, sigma), condition)
         return list(x0.split([len(q.x_t) for q in queries]))
 
+    def embedded_guidance(self, role: Role) -> float | None:
+        """What a role tells the model; None where the model takes no guidance as an input."""
+        return self._embedded.get(role)
+
     def network(self, role: Role) -> nn.Module:
         """The module that a role calls: the base, or its own copy."""
         return self._own_copy(role) or self.base
+
+    def _told(self, role: Role, condition: Condition) -> Condition:
+        """The condition with the role's embedded guidance, for a model that takes one."""
+        return condition.guided(self._embedded[role]) if role in self._embedded else condition
 
     def _own_copy(self, role: Role) -> nn.Module | None:
         """The trainable copy that a role is, where it is one."""

@@ -131,6 +131,20 @@ class Matching(Section):
         return self
 
 
+class Embedded(Section):
+    """Guidance that a model takes as a number beside the noise level (HunyuanVideo), for each of its roles.
+
+    A model that takes none is told none. That each role has its own is ours; no paper states them.
+    """
+
+    teacher: float = setting(6.0, "embedded guidance of the teacher (only for models that take one)", ge=0, le=100)
+    real: float = setting(6.0, "embedded guidance of the real score (only for models that take one)", ge=0, le=100)
+    fake: float = setting(6.0, "embedded guidance of the fake score (only for models that take one)", ge=0, le=100)
+    student: float = setting(
+        6.0, "embedded guidance of the student, trained and sampled (only for models that take one)", ge=0, le=100
+    )
+
+
 class Rollout(Section):
     """Where the student's samples come from."""
 
@@ -247,6 +261,7 @@ class _Recipe(Section):
     student: Student = Student()
     critic: Critic = Critic()
     matching: Matching = Matching()
+    embedded: Embedded = Embedded()
     rollout: Rollout = Rollout()
     data: Data = Data()
     train: Train = Train()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path, PureWindowsPath
 from typing import cast
 
@@ -46,6 +47,11 @@ def schedule_of(recipe: Recipe) -> Schedule:
     return Schedule(recipe.student.sigmas, recipe.student.sampler, shift_of(recipe.student.sigmas))
 
 
+def told(schedule: Schedule, model: SharedModel) -> Schedule:
+    """The schedule with the embedded guidance that the student is told, for a model that takes one."""
+    return replace(schedule, embedded_guidance=model.embedded_guidance(GENERATOR))
+
+
 def teacher_note(recipe: Recipe, run: Path) -> str:
     """What a user of a run's LoRA must load beside it; "" where its base is the plain model."""
     taught = with_trained_teacher(recipe, run).model
@@ -73,7 +79,7 @@ def student_metadata(recipe: Recipe, model: SharedModel, note: str = "") -> Lora
     method, alpha_weak, guidance = made[recipe.method]
     return LoraMetadata(
         method=method,
-        schedules=(schedule_of(recipe),),
+        schedules=(told(schedule_of(recipe), model),),
         base_class=type(model.base).__name__,
         base_hash=base_hash(model.base_state()),
         base_precision=recipe.model.precision,

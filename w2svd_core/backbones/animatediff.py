@@ -12,7 +12,7 @@ from ..errors import UserError
 from ..flow import Timesteps
 from .base import Architecture
 from .unet import UNetBackbone
-from .wan_files import class_in, from_folder
+from .weights import class_in, from_folder
 
 ADAPTER = "MotionAdapter"
 MAX_FRAMES = 32  # of a model that is trained from scratch

@@ -23,7 +23,7 @@ from ..flow import Process, Timesteps, VariancePreserving
 from ..geometry import LatentGeometry
 from ..settings import Model
 from .base import Architecture, Facts, KeyMap
-from .wan_files import Header, Shapes, class_in, from_file, from_folder, hollow, read_json
+from .weights import Header, Shapes, class_in, from_file, from_folder, hollow, read_json
 
 if TYPE_CHECKING:
     from ..data.codec import Codec

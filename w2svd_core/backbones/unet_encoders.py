@@ -23,8 +23,8 @@ from ..files import dtype_named
 from ..geometry import LatentGeometry
 from ..hashing import value_hash
 from ..settings import Model
-from .wan_files import class_in, from_folder, frozen, sampled_hash
 from .wan_text import load_tokenizer
+from .weights import class_in, from_folder, frozen, sampled_hash
 
 BATCH = 8  # prompts, and frames of the VAE, at a time
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,9 @@ from typing import Any
 from ..errors import UserError
 from ..files import opened_safetensors
 from . import wan_keys
-from .wan_files import read_json
+from .class_config import arguments_in
 from .wan_variants import TWO_EXPERTS, inferred_config, refuse_unsupported, where_to_find
+from .weights import read_json
 
 CLASS = "WanTransformer3DModel"
 SIZES = (  # what a config must say; for the rest there are defaults that every published model shares
@@ -75,44 +75,7 @@ def file_config(header: Mapping[str, str], shapes: Mapping[str, Sequence[int]], 
 
 
 def _arguments(config: Mapping[str, Any], place: Path | str) -> dict[str, Any]:
-    """The arguments of a `WanTransformer3DModel` that a config holds.
-
-    Raises:
-        UserError: it has a key that the class does not know, lacks a size, or a value is of the wrong kind.
-    """
     from diffusers import WanTransformer3DModel
 
-    parameters = inspect.signature(WanTransformer3DModel).parameters
-    given = {key: value for key, value in config.items() if not key.startswith("_")}
-    unknown = sorted(given.keys() - parameters.keys())
-    if unknown:
-        raise UserError(
-            f"{place} has keys that a {CLASS} does not take ({', '.join(unknown[:3])}); "
-            "name a plain Wan text-to-video or image-to-video model, or update diffusers"
-        )
-    missing = [name for name in SIZES if name not in given]
-    if missing:
-        raise UserError(f"{place} lacks {', '.join(missing)}; copy the model again")
-    for key, value in given.items():
-        if not _fits(value, parameters[key].default):
-            raise UserError(f"{place} gives {key} as {value!r}, which no {CLASS} can have; copy the model again")
-    return given
-
-
-def _fits(value: object, default: object) -> bool:
-    """Whether a value is of the kind of an argument's default; counts and sizes are whole and positive."""
-    if isinstance(default, tuple):
-        return isinstance(value, list) and len(value) == len(default) and all(map(_is_size, value))
-    if isinstance(default, bool):
-        return isinstance(value, bool)
-    if isinstance(default, int):
-        return _is_size(value)
-    if isinstance(default, float):
-        return isinstance(value, float | int) and not isinstance(value, bool)
-    if isinstance(default, str):
-        return value is None or isinstance(value, str)
-    return value is None or _is_size(value)
-
-
-def _is_size(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+    instead = "name a plain Wan text-to-video or image-to-video model, or update diffusers"
+    return arguments_in(config, WanTransformer3DModel, SIZES, place, instead)

@@ -12,16 +12,16 @@ import torch
 
 from ..data.codec import Codec
 from ..settings import Model
+from .pipeline_parts import optional_place_of, place_of
 from .wan_image import ClipVision, FirstFrame, FrameThenGrey, load_image_encoder, load_image_processor
 from .wan_places import (
     IMAGE_ENCODER,
     IMAGE_PROCESSOR,
+    REPOSITORY,
     TEXT_ENCODER,
     TOKENIZER,
     VAE_2_1,
     VAE_2_2,
-    optional_place_of,
-    place_of,
 )
 from .wan_text import Umt5, load_text_encoder, load_tokenizer
 from .wan_vae import WanVae, load_vae
@@ -52,7 +52,7 @@ def load_codec(
     Raises:
         UserError: it is not there, broken, or no VAE of Wan.
     """
-    place = place_of(VAE_2_2 if kind == "ti2v" else VAE_2_1, settings, kind)
+    place = place_of(VAE_2_2 if kind == "ti2v" else VAE_2_1, settings, REPOSITORY[kind])
     return WanVae(load_vae(place, dtype), device)
 
 
@@ -72,8 +72,8 @@ def load_prompts(
     Raises:
         UserError: one of them is not there, broken, or another.
     """
-    tokenizer = load_tokenizer(place_of(TOKENIZER, settings, kind))
-    encoder = load_text_encoder(place_of(TEXT_ENCODER, settings, kind), dtype)
+    tokenizer = load_tokenizer(place_of(TOKENIZER, settings, REPOSITORY[kind]))
+    encoder = load_text_encoder(place_of(TEXT_ENCODER, settings, REPOSITORY[kind]), dtype)
     return Umt5(encoder, tokenizer, negative_prompt, device)
 
 
@@ -100,7 +100,7 @@ def load_start(
         return FirstFrame(codec)
     if not image:
         return FrameThenGrey(codec, None)
-    encoder = load_image_encoder(place_of(IMAGE_ENCODER, settings, kind), dtype)
+    encoder = load_image_encoder(place_of(IMAGE_ENCODER, settings, REPOSITORY[kind]), dtype)
     size = int(encoder.config.image_size)  # type: ignore[union-attr, arg-type]
     processor = load_image_processor(optional_place_of(IMAGE_PROCESSOR, settings), size)
     return FrameThenGrey(codec, ClipVision(encoder, processor, device))

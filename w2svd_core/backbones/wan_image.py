@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from ..data.codec import Codec, to_pixels
 from ..errors import UserError
 from ..hashing import value_hash
-from .wan_files import Header, Shapes, class_in, from_file, from_folder, frozen, hollow, sampled_hash, strip
-from .wan_variants import bundled_config
+from .class_config import bundled_config
+from .weights import Header, Shapes, class_in, from_file, from_folder, frozen, hollow, sampled_hash, strip
 
 CLASSES = ("CLIPVisionModel", "CLIPVisionModelWithProjection", "CLIPModel")
 HEAD_DIM = 80  # of CLIP ViT-H; no tensor's shape tells it

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from .weights import refuse_scaled
 
 Value = TypeVar("Value")
 
@@ -74,8 +75,6 @@ _FLAT_TOP = {native.replace(".", "_"): native for native in _TOP_BACK}
 _IN_BLOCK = re.compile(r"((?:vace_)?blocks\.\d+\.)(.+)")
 _PARAMETER = (".weight", ".bias")
 _PREFIXES = ("model.diffusion_model.", "diffusion_model.")
-# parts of a name that only files with scaled weights have; read as plain weights they are silently wrong
-_QUANTISED = ("scaled_fp8", "scale_weight", "scale_input", "weight_scale", "input_scale", "comfy_quant")
 _TEXT_WEIGHTS = ("text_embedding.0.weight", "condition_embedder.text_embedder.linear_1.weight")
 
 
@@ -165,20 +164,6 @@ def diffusers_names(names: Iterable[str]) -> dict[str, str]:
 def _known(name: str) -> str:
     _parameter(name, _TOP, _BLOCK, "diffusers'")
     return name
-
-
-def refuse_scaled(names: Iterable[str]) -> None:
-    """Stop at a file of scaled weights.
-
-    Raises:
-        UserError: one of its names belongs to such weights.
-    """
-    scaled = [name for name in names if any(part in _QUANTISED for part in name.split("."))]
-    if scaled:
-        raise UserError(
-            f"the checkpoint holds scaled weights (key {scaled[0]}), which can't be read as plain ones; "
-            "use the bf16, fp16 or plain fp8 file of the same model"
-        )
 
 
 def strip_prefix(name: str) -> str:

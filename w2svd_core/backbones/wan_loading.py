@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..errors import UserError
 from . import wan_keys
 from .wan_config import config_at, file_config, folder_config
-from .wan_files import Header, Shapes, from_file, from_folder, hollow
+from .weights import Header, Shapes, from_file, from_folder, hollow
 
 TEXT_WEIGHT = "condition_embedder.text_embedder.linear_1.weight"
 

@@ -13,16 +13,16 @@ from ..data.file_prints import print_of_files
 from ..geometry import LatentGeometry
 from ..hashing import value_hash
 from ..settings import Model
+from .pipeline_parts import optional_place_of, place_of
 from .wan_encoders import Start, load_codec, load_prompts, load_start
 from .wan_places import (
     IMAGE_ENCODER,
     IMAGE_PROCESSOR,
+    REPOSITORY,
     TEXT_ENCODER,
     TOKENIZER,
     VAE_2_1,
     VAE_2_2,
-    optional_place_of,
-    place_of,
 )
 from .wan_text import TOKENS, Umt5
 from .wan_vae import TILE_ABOVE, WanVae
@@ -79,18 +79,18 @@ class WanSource:
             UserError: one of them is not there.
         """
         kind = kind_of(self.config)
-        vae = print_of_files(place_of(VAE_2_2 if kind == "ti2v" else VAE_2_1, self.settings, kind))
+        vae = print_of_files(place_of(VAE_2_2 if kind == "ti2v" else VAE_2_1, self.settings, REPOSITORY[kind]))
         codec = value_hash(["wan vae", vae, TILE_ABOVE])
-        tokenizer = place_of(TOKENIZER, self.settings, kind)
+        tokenizer = place_of(TOKENIZER, self.settings, REPOSITORY[kind])
         words = print_of_files(tokenizer.parent if tokenizer.is_file() else tokenizer)
-        encoder = print_of_files(place_of(TEXT_ENCODER, self.settings, kind))
+        encoder = print_of_files(place_of(TEXT_ENCODER, self.settings, REPOSITORY[kind]))
         text = value_hash(["umt5", encoder, words, self.negative_prompt, str(self.text_dtype), TOKENS])
         if not self.starts:
             return {"codec": codec, "text": text, "start": ""}
         image = ""
         if kind == "i2v" and self._image:
             processor = optional_place_of(IMAGE_PROCESSOR, self.settings)
-            image = print_of_files(place_of(IMAGE_ENCODER, self.settings, kind))
+            image = print_of_files(place_of(IMAGE_ENCODER, self.settings, REPOSITORY[kind]))
             image += print_of_files(processor) if processor else ""
         return {"codec": codec, "text": text, "start": value_hash([f"{kind} start", codec, image])}
 

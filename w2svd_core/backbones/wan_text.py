@@ -16,8 +16,8 @@ from torch.nn.functional import pad
 from ..condition import Condition
 from ..errors import UserError
 from ..hashing import value_hash
-from .wan_files import Header, Shapes, class_in, from_file, from_folder, frozen, hollow, sampled_hash
-from .wan_variants import bundled_config
+from .class_config import bundled_config
+from .weights import Header, Shapes, class_in, from_file, from_folder, frozen, hollow, sampled_hash
 
 CLASS = "UMT5EncoderModel"
 TOKENS = 512

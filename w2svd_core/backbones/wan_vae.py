@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..geometry import LatentGeometry
-from .wan_files import Header, Plan, Shapes, class_in, from_file, from_folder, frozen, hollow, sampled_hash
+from .class_config import bundled_config
 from .wan_vae_keys import diffusers_names, shape_names
-from .wan_variants import bundled_config
+from .weights import Header, Plan, Shapes, class_in, from_file, from_folder, frozen, hollow, sampled_hash
 
 CLASS = "AutoencoderKLWan"
 PATCH = 2  # of every Wan transformer

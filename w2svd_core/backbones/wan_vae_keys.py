@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from ..errors import UserError
-from .wan_files import strip
+from .weights import strip
 
 _TOP = {
     "quant_conv": "conv1",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,11 +12,11 @@ from typing import Any, Literal
 from ..errors import UserError
 from ..geometry import LatentGeometry
 from .base import Facts
+from .class_config import bundled_config
 
 Kind = Literal["t2v", "i2v", "ti2v"]
 Shapes = Mapping[str, Sequence[int]]  # diffusers' name of a parameter -> its shape
 
-CONFIGS = Path(__file__).parent / "configs"
 HEAD_DIM = 128  # of every published Wan; no tensor's shape tells it
 MASK = 4  # channels that say which frames of an image-to-video model's latents are given: one for each frame of four
 TI2V_CHANNELS = 48  # of Wan 2.2's own VAE; its latents are known by them
@@ -67,12 +66,6 @@ VARIANTS = (
 TWO_EXPERTS = "two experts are not supported yet"
 TWIN = "Wan 2.1 T2V 14B"  # the experts of Wan 2.2 T2V A14B have its shapes
 TWIN_NAME = f"{TWIN} (or one expert of Wan 2.2 T2V A14B: its tensors have the same shapes)"
-
-
-def bundled_config(name: str) -> dict[str, Any]:
-    """The arguments that a published model was made with, from `configs/`."""
-    text = (CONFIGS / f"{name}.json").read_text(encoding="utf-8")
-    return {key: value for key, value in json.loads(text).items() if not key.startswith("_")}
 
 
 @cache

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..files import opened_safetensors
 from ..hashing import tensors_hash, value_hash
-from .wan_keys import refuse_scaled
 
 Shapes = Mapping[str, Sequence[int]]  # a file's name of a tensor -> its shape
 Header = Mapping[str, str]
 # from shapes and header: the model without weights, and its name of each parameter -> the file's
 Plan = Callable[[Shapes, Header], tuple[nn.Module, Mapping[str, str]]]
+# parts of a name that only files with scaled weights have; read as plain weights they are silently wrong
+QUANTISED = ("scaled_fp8", "scale_weight", "scale_input", "weight_scale", "input_scale", "comfy_quant")
 PLAIN = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")  # safetensors' names of numbers that can be cast
 SAMPLE = 4096  # numbers of each tensor that a fingerprint looks at
 
@@ -118,6 +119,20 @@ def from_file(
     except RuntimeError as error:
         raise UserError(f"{path} does not hold the {what} that its sizes describe; copy it again") from error
     return model
+
+
+def refuse_scaled(names: Iterable[str]) -> None:
+    """Stop at a file of scaled weights.
+
+    Raises:
+        UserError: one of its names belongs to such weights.
+    """
+    scaled = [name for name in names if any(part in QUANTISED for part in name.split("."))]
+    if scaled:
+        raise UserError(
+            f"the checkpoint holds scaled weights (key {scaled[0]}), which can't be read as plain ones; "
+            "use the bf16, fp16 or plain fp8 file of the same model"
+        )
 
 
 def hollow(make: Callable[[], nn.Module]) -> nn.Module:
