@@ -82,7 +82,8 @@ def heading(plan: Plan, lines: Mapping[str, Line], command: str) -> str:
     sweep = (
         f"Before that, every trained row had its rates multiplied by {', '.join(f'{f:g}' for f in o.sweep)} (one seed, "
         f"{o.sweep_budget:g} of the budget, {o.sweep_clips} validation portraits from seed {VALIDATION} on); the "
-        "factor with the least video Fréchet distance there was taken for all seeds."
+        "factor with the least video Fréchet distance there was taken for all seeds. The rows of an ablation share the "
+        "factor that is best for its first one."
         if o.sweep
         else "Rates are the recipes' own; no sweep was made."
     )

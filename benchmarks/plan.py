@@ -131,7 +131,7 @@ class Plan:
             if row.kind != "student":
                 found.cells = found.test = [self.test_cell(row, self.options.seeds[0], 1.0)]
                 return found
-            if row.group != "Grid" and not row.winner:
+            if self.sweeps(row):
                 found.cells += self.sweep_cells(row)
             found.factor = self.factor(row)
             seeds = self.options.seeds[:1] if row.group == "Grid" else self.options.seeds
@@ -147,7 +147,7 @@ class Plan:
             return [self.rows[self.options.winner]]
         if row.winner:
             return [one for one in self.rows.values() if self.may_win(one)]
-        return [self.rows[row.start]] if row.start else []
+        return [self.rows[name] for name in (row.start, row.rates) if name]
 
     # ---- rates
 
@@ -168,6 +168,8 @@ class Plan:
             return 1.0
         if row.winner:
             return self.factor(self.winner())
+        if row.rates:
+            return self.factor(self.rows[row.rates])
         return min(self.swept(row).items(), key=lambda pair: pair[1])[0]
 
     def swept(self, row: Row) -> dict[float, float]:
@@ -201,8 +203,11 @@ class Plan:
 
     def may_win(self, row: Row) -> bool:
         """Whether a row takes part."""
-        own = row.kind == "student" and not row.winner and not row.teacher and row.group != "Grid"
-        return own and row.recipe in recipe_names()
+        return self.sweeps(row) and not row.teacher and row.recipe in recipe_names()
+
+    def sweeps(self, row: Row) -> bool:
+        """Whether a row has a sweep of its own."""
+        return row.kind == "student" and not row.winner and not row.rates and row.group != "Grid"
 
     def in_steps(self, source: Row, row: Row) -> Row:
         """A row in another number of steps; in its own it is the very same cell."""

@@ -33,6 +33,7 @@ class Row:
         unit: the recipe whose own training is a budget of 1.
         teacher: the row whose model takes the place of `model.path`.
         start: the row whose student and critic this one starts from.
+        rates: the row whose sweep of rates counts for this one, too; "" = its own.
         share: of the budget that this row's own training gets; `start` is trained with the rest.
         winner: the best row on validation, trained to take so many steps; 0 = a row of its own.
     """
@@ -47,6 +48,7 @@ class Row:
     unit: str = LONG
     teacher: str = ""
     start: str = ""
+    rates: str = ""
     share: float = 1.0
     winner: int = 0
 
@@ -87,15 +89,16 @@ TRUTH = "1"  # weight of the ground-truth term; the paper's could not be read, t
 
 
 def _ablation() -> list[Row]:
-    found = []
+    group, found = "Ablation of W2SVD (noised clips)", []
     for truth in (False, True):
+        end = "_gt" if truth else ""
         for alpha in ALPHAS:
             settings = {"rollout.source": "noised_data", "matching.alpha_weak": f"{alpha:g}"}
             settings |= {"matching.ground_truth_weight": TRUTH} if truth else {}
             title = f"W2S, alpha_weak {alpha:g}" + (", ground truth" if truth else "")
-            name = f"w2s_{slug(alpha)}" + ("_gt" if truth else "")
-            row = Row(name, title, "Ablation of W2SVD (noised clips)", settings=settings, paper=W2S_PAPER[alpha][truth])
-            found.append(row)
+            rates = f"w2s_00{end}" if alpha else ""  # the paper has one rate for all
+            name, paper = f"w2s_{slug(alpha)}{end}", W2S_PAPER[alpha][truth]
+            found.append(Row(name, title, group, settings=settings, paper=paper, rates=rates))
     return found
 
 

@@ -227,6 +227,19 @@ def test_the_sweep_is_on_validation_portraits_and_its_best_goes_to_the_test(
     ]
 
 
+def test_rows_of_an_ablation_share_the_rates_of_the_first(bench: Any, tmp_path: Path, costs: Any) -> None:
+    plan = plan_of(bench, tmp_path, costs, seeds=(0,))
+    first, other = plan.rows["w2s_00"], plan.rows["w2s_75"]
+    sweep = plan.of(first).cells
+    assert [cell.key for cell in plan.of(other).cells] == [cell.key for cell in sweep] and not plan.of(other).test
+    for cell, distance in zip(sweep, (1.0, 2.0, 3.0), strict=True):
+        finish(cell, tmp_path, frechet_video=distance)
+    assert plan.factor(first) == plan.factor(other) == 0.5
+    assert plan.of(other).test[0].subject.recipe.student.lr == plan.of(first).test[0].subject.recipe.student.lr
+    assert plan.of(other).test[0].subject.recipe.matching.alpha_weak == 0.75
+    assert not plan.may_win(other) and plan.may_win(first)
+
+
 def test_the_winner_is_of_validation_and_in_its_own_steps_the_same_cell(bench: Any, tmp_path: Path, costs: Any) -> None:
     named = [row for row in bench.rows.ROWS if row.name in ("dmd2", "w2s", "winner_1", "winner_4")]
     plan = plan_of(bench, tmp_path, costs, named, seeds=(0,))
