@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from cost import leaving_at
@@ -19,6 +20,7 @@ from flops import flops
 
 from w2svd_core.assembly import encoder_source, job_of, load_base, roles_of, training_set
 from w2svd_core.errors import UserError
+from w2svd_core.files import write_safetensors
 from w2svd_core.rollout import exit_law
 from w2svd_core.settings import Recipe
 
@@ -92,6 +94,15 @@ def cost_of(recipe: Recipe, device: torch.device = CPU) -> Cost:
         return over_exits(len(small.student.sigmas) - 1, run) * recipe.train.batch / COUNTED_BATCH
 
     return Cost(before * count(0) if before else 0.0, count(rounds - 1))
+
+
+def untrained_file(recipe: Recipe, folder: Path) -> Path:
+    """The model that a recipe begins with, as a file; written once."""
+    path = folder / f"{recipe.name}.safetensors"
+    if not path.is_file():
+        family, model = load_base(recipe.model, encoder_source(recipe.model, CPU), recipe.seed)
+        write_safetensors(path, dict(family.native_state(model)), dict(family.native_metadata(model)))
+    return path
 
 
 def over_exits(steps: int, count: Callable[[], int]) -> float:

@@ -33,7 +33,12 @@ INERT = (  # settings that change no number of a result, or that a cell has its 
     "train.max_nonfinite", "data.cache", "data.workers",
 )  # fmt: skip
 NETWORKS = ("codec", "frame_features", "teacher", "video_features")
-FILLS = {"model.path": f"{FOLDER}/{FULL_NATIVE}", "start": ""}  # the part of a run that a setting names
+WHOLE_MODEL = f"{FOLDER}/{FULL_NATIVE}"
+FILLS = {
+    "model.path": WHOLE_MODEL,
+    "frame_matching.model": WHOLE_MODEL,
+    "start": "",
+}  # the part of a run that a setting names
 OF_A_NEW_MODEL = ("model.heads", "model.head_dim", "model.ffn_dim", "model.layers")  # only with init random
 
 
@@ -58,6 +63,15 @@ def assets_version() -> str:
     for name in NETWORKS:
         digest.update(name.encode() + (ASSETS / f"portrait_{name}.safetensors").read_bytes())
     return digest.hexdigest()[:16]
+
+
+def with_files(recipe: Recipe, files: Mapping[str, str | Path]) -> Recipe:
+    """The recipe with these files in its settings."""
+    for key, value in files.items():
+        section, _, name = key.rpartition(".")
+        changed = getattr(recipe, section).model_copy(update={name: str(value)}) if section else str(value)
+        recipe = recipe.model_copy(update={section or name: changed})
+    return recipe
 
 
 @dataclass(frozen=True)
@@ -89,12 +103,7 @@ class Subject:
 
     def whole(self, out: Path) -> Recipe:
         """The recipe with those."""
-        recipe = self.recipe
-        for key, value in self.given(out).items():
-            section, _, name = key.rpartition(".")
-            changed = getattr(recipe, section).model_copy(update={name: value}) if section else value
-            recipe = recipe.model_copy(update={section or name: changed})
-        return recipe
+        return with_files(self.recipe, self.given(out))
 
 
 @dataclass(frozen=True)

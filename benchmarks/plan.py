@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from budget import Cost, cost_of
-from cells import Cell, Subject, assets_version, chain, unusual_settings
+from budget import Cost, cost_of, untrained_file
+from cells import Cell, Subject, assets_version, chain, unusual_settings, with_files
 from rows import Row
 
 from w2svd_core.config import load_recipe, recipe_names
@@ -68,22 +68,31 @@ class Costs:
         self.counting = True
         self._known: dict[str, list[float]] = json.loads(path.read_text()) if path.is_file() else {}
 
-    def of(self, recipe: Recipe) -> Cost:
+    def of(self, recipe: Recipe, models: Mapping[str, Recipe] | None = None) -> Cost:
         """The cost of a recipe at any number of updates.
+
+        Args:
+            models: by setting, those of others that it is built on; they need not be trained.
 
         Raises:
             NotYet: it is not known, and nothing may be counted.
         """
         rates = ("seed", "train.steps", "matching.alpha_weak", "data.clips")
         own = {k: v for k, v in unusual_settings(recipe).items() if not k.endswith(".lr") and k not in rates}
-        key = value_hash([own, recipe.matching.alpha_weak == 0, assets_version()])
+        built_on = {setting: unusual_settings(model) for setting, model in (models or {}).items()}
+        key = value_hash([own, recipe.matching.alpha_weak == 0, assets_version(), *([built_on] if built_on else [])])
         if key not in self._known:
             if not self.counting:
                 raise NotYet("nobody asked for it yet")
-            found = cost_of(recipe)
+            found = cost_of(with_files(recipe, self.untrained(models or {})))
             self._known[key] = [found.head_start, found.update]
             write_text(self.path, json.dumps(self._known, indent=1) + "\n")
         return Cost(*self._known[key])
+
+    def untrained(self, models: Mapping[str, Recipe]) -> dict[str, Path]:
+        """Files of models of the same shape, by setting."""
+        folder = self.path.parent / "untrained"
+        return {setting: untrained_file(model, folder) for setting, model in models.items()}
 
 
 @dataclass
@@ -240,9 +249,8 @@ class Plan:
     def subject(self, row: Row, seed: int, factor: float, share: float) -> tuple[Subject, float]:
         """What a row trains with a share of the budget, and the FLOPs of it with what it starts from."""
         recipe, needs, before = self.resolved(row, seed, factor), dict[str, Subject](), 0.0
-        if row.teacher:
-            teacher = self.rows[row.teacher]
-            needs["model.path"] = Subject(self.resolved(teacher, 0), teacher.recipe)
+        for setting, other in self.models(row).items():
+            needs[setting] = Subject(self.resolved(other, 0), other.recipe)
         if row.kind != "student":
             return Subject(recipe, row.recipe, needs), 0.0
         if row.start:
@@ -251,7 +259,7 @@ class Plan:
             start = replace(start, settings={**start.settings, **sigmas})
             source, before = self.subject(start, seed, self.factor(self.rows[row.start]), 1 - row.share)
             needs["start"] = source
-        cost = self.costs.of(as_counted(recipe, row))
+        cost = self.cost(recipe, row)
         try:
             steps = cost.steps(share * row.share * self.budget(row.unit))
         except UserError as error:
@@ -259,12 +267,21 @@ class Plan:
         recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"steps": steps})})
         return Subject(recipe, row.recipe, needs), before + cost.of(steps)
 
+    def models(self, row: Row) -> dict[str, Row]:
+        """The rows whose models a row is built on, by the setting that names them."""
+        named = {"model.path": row.teacher, "frame_matching.model": row.image}
+        return {setting: self.rows[name] for setting, name in named.items() if name}
+
+    def cost(self, recipe: Recipe, row: Row) -> Cost:
+        """Of a recipe of a row, whose models need not be trained yet."""
+        return self.costs.of(recipe, {setting: self.resolved(other, 0) for setting, other in self.models(row).items()})
+
     def budget(self, unit: str) -> float:
         """FLOPs that each row of a unit may spend."""
         own = [row for row in self.rows.values() if row.recipe == unit and row.kind == "student"]
         row = own[0] if own else Row("", "", "", unit)
         recipe = self.resolved(replace(row, settings={"first": ""} if row.teacher else {}), 0)
-        return self.options.budget * self.costs.of(as_counted(recipe, row)).of(recipe.train.steps)
+        return self.options.budget * self.cost(recipe, row).of(recipe.train.steps)
 
     def cell(self, row: Row, seed: int, factor: float, share: float, clips: int, first: int) -> Cell:
         """A row with a seed, measured on so many held-out portraits from `first` on."""
@@ -280,13 +297,6 @@ def scaled_rates(recipe: Recipe, factor: float) -> dict[str, str]:
     """Every learning rate of a recipe times a factor."""
     keys = [key for key in all_settings() if key.endswith(".lr")]
     return {key: show(float(str(value_of(recipe, key))) * factor) for key in keys}
-
-
-def as_counted(recipe: Recipe, row: Row) -> Recipe:
-    """The recipe with a model of the same shape that is there already: a first frame's channels, untaught."""
-    if not row.teacher:
-        return recipe
-    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"init": "first_frame"})})
 
 
 def adoptable(plan: Plan, rows: Iterable[Row]) -> list[Cell]:

@@ -15,7 +15,7 @@ Kind = Literal["data", "codec", "teacher", "euler", "student", "model"]
 ALPHAS = (0.0, 0.25, 0.5, 0.75)
 WINNER_STEPS = (1, 2, 4, 7)
 GRID_GUIDANCE = (1.0, 1.15, 1.5, 2.5)
-LONG, IMAGE = "portraits_long", "portraits_image"
+LONG, IMAGE, UNETS = "portraits_long", "portraits_image", "portraits_avdm2_unets"
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Row:
         kind: what is measured; "student" is trained, "model" is trained to be others' teacher and not measured.
         paper: what a paper reports of it.
         unit: the recipe whose own training is a budget of 1.
-        teacher: the row whose model takes the place of `model.path`.
+        teacher, image: the rows whose models take the places of `model.path` and `frame_matching.model`.
         start: the row whose student and critic this one starts from.
         rates: the row whose sweep of rates counts for this one, too; "" = its own.
         share: of the budget that this row's own training gets; `start` is trained with the rest.
@@ -47,6 +47,7 @@ class Row:
     paper: str = ""
     unit: str = LONG
     teacher: str = ""
+    image: str = ""
     start: str = ""
     rates: str = ""
     share: float = 1.0
@@ -147,6 +148,17 @@ def _image() -> list[Row]:
     ]
 
 
+def _unets() -> list[Row]:
+    group, like = "AnimateDiff (latents of single frames)", {"recipe": UNETS, "teacher": "motion_unet"}
+    return [
+        Row("image_unet", "an image model of portraits", group, "portraits_image_unet", kind="model"),
+        Row("motion_unet", "an AnimateDiff of portraits", group, "portraits_motion_unet", kind="model"),
+        Row("motion_28", "teacher, 28 steps", group, kind="teacher", **like),
+        Row("motion_euler", "teacher, 4 Euler steps, best of 9", group, kind="euler", **like),
+        Row("motion_avdm2", "AVDM2", group, image="image_unet", paper="FVD 1271, CLIPScore 32.0", **like),
+    ]
+
+
 DFD: dict[str, Any] = {"recipe": "portraits_dfd", "share": 0.3, "paper": "DFD avg .906, diversity .128"}
 ROWS: tuple[Row, ...] = (
     Row("data", "data against data", "Floors", kind="data"),
@@ -165,10 +177,19 @@ ROWS: tuple[Row, ...] = (
         settings={"data_forcing.space": "score"}, **DFD, start="w2s",
     ),
     Row("dfd_dmd2", "DFD after DMD2", "Students", settings={"matching.alpha_weak": "0"}, **DFD, start="dmd2"),
-    Row("avdm2", "AVDM2", "Students", "portraits_avdm2", paper="FVD 1271, CLIPScore 32.0"),
+    Row("avdm2", "AVDM2, frames decoded and judged by the teacher", "Students", "portraits_avdm2"),
+    Row(
+        "avdm2_latent", "AVDM2, the first latent frame judged by the teacher", "Students", "portraits_avdm2",
+        settings={"frame_matching.way": "latent"},
+    ),
+    Row(
+        "avdm2_image", "AVDM2, frames decoded and judged by an image UNet", "Students", "portraits_avdm2",
+        settings={"frame_matching.model": "bundled"}, image="image_unet",
+    ),
     *_ablation(),
     *_winners(),
     *_image(),
+    *_unets(),
 )  # fmt: skip
 
 

@@ -27,7 +27,8 @@ from w2svd_core.errors import UserError
 from w2svd_core.settings import Section
 
 RECIPES = (
-    *("portraits", "portraits_avdm2", "portraits_dfd", "portraits_dmd", "portraits_dmd2_gan", "portraits_dmd_full"),
+    *("portraits", "portraits_avdm2", "portraits_avdm2_unets", "portraits_dfd", "portraits_dmd"),
+    *("portraits_dmd2_gan", "portraits_dmd_full"),
     *("portraits_gan", "portraits_image", "portraits_image_teacher", "portraits_image_unet", "portraits_lcm"),
     *("portraits_long", "portraits_motion_unet", "portraits_teacher", "w2svd_paper"),
     *("wan_finetune", "wan_i2v_14b", "wan_portraits", "wan_t2v_14b", "wan_t2v_1_3b", "wan_ti2v_5b"),

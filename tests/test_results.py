@@ -40,7 +40,7 @@ def bench() -> Any:
 @pytest.fixture
 def costs(bench: Any) -> Any:
     """Instead of a count: a head start of 20, an update of 2."""
-    return SimpleNamespace(of=lambda recipe: bench.budget.Cost(20.0, 2.0))
+    return SimpleNamespace(of=lambda recipe, models: bench.budget.Cost(20.0, 2.0))
 
 
 def plan_of(bench: Any, out: Path, costs: Any, rows: Any = None, **options: Any) -> Any:
@@ -192,7 +192,7 @@ def test_a_count_is_that_of_the_meta_device(bench: Any, tmp_path: Path) -> None:
 
 def test_every_row_gets_the_same_flops(bench: Any, tmp_path: Path) -> None:
     prices = {"portraits_long": 2.0, "w2svd_paper": 3.0, "portraits_lcm": 1.0, "portraits_dfd": 2.0}
-    counts = SimpleNamespace(of=lambda recipe: bench.budget.Cost(20.0, prices[recipe.name]))
+    counts = SimpleNamespace(of=lambda recipe, models: bench.budget.Cost(20.0, prices[recipe.name]))
     plan = plan_of(bench, tmp_path, counts, sweep=())
     rows = {name: plan.rows[name] for name in ("w2s", "dmd2", "w2svd_paper", "lcm", "dfd_w2s")}
     cells = {name: plan.test_cell(row, 0, 1.0) for name, row in rows.items()}

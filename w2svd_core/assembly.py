@@ -212,8 +212,8 @@ def assemble(recipe: Recipe, accelerator: Any, progress: Progress) -> Job:
         progress: told what is being prepared.
     """
     source = encoder_source(recipe.model, accelerator.device)
+    model = shared_model(recipe, source, accelerator.device)  # what is wrong with it is said before clips are drawn
     data = training_set(recipe, source, progress)
-    model = shared_model(recipe, source, accelerator.device)
     reduce = (lambda grad: accelerator.reduce(grad, "mean")) if accelerator.num_processes > 1 else None
     return job_of(recipe, model, source, data, reduce, accelerator.process_index)
 
