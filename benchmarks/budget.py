@@ -113,5 +113,5 @@ def over_exits(steps: int, count: Callable[[], int]) -> float:
         return float(first)
     with leaving_at(steps - 1):
         last = count()
-    mean = sum(step * share for step, share in enumerate(exit_law(steps).tolist()))
+    mean: float = sum(step * share for step, share in enumerate(exit_law(steps).tolist()))
     return first + (last - first) * mean / (steps - 1)

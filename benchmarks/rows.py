@@ -149,7 +149,8 @@ def _image() -> list[Row]:
 
 
 def _unets() -> list[Row]:
-    group, like = "AnimateDiff (latents of single frames)", {"recipe": UNETS, "teacher": "motion_unet"}
+    group = "AnimateDiff (latents of single frames)"
+    like: dict[str, Any] = {"recipe": UNETS, "teacher": "motion_unet"}
     return [
         Row("image_unet", "an image model of portraits", group, "portraits_image_unet", kind="model"),
         Row("motion_unet", "an AnimateDiff of portraits", group, "portraits_motion_unet", kind="model"),
