@@ -173,7 +173,7 @@ class Plan:
         Raises:
             NotYet: the sweep is not done.
         """
-        if row.group == "Grid" or not self.options.sweep:
+        if row.group == "Grid" or not row.swept or not self.options.sweep:
             return 1.0
         if row.winner:
             return self.factor(self.winner())
@@ -216,7 +216,7 @@ class Plan:
 
     def sweeps(self, row: Row) -> bool:
         """Whether a row has a sweep of its own."""
-        return row.kind == "student" and not row.winner and not row.rates and row.group != "Grid"
+        return row.kind == "student" and row.swept and not row.winner and not row.rates and row.group != "Grid"
 
     def in_steps(self, source: Row, row: Row) -> Row:
         """A row in another number of steps; in its own it is the very same cell."""

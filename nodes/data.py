@@ -12,6 +12,7 @@ from .sockets import DATASET, MODEL, Dataset, ModelHandle
 LOADERS, DATA = f"{CATEGORY}/loaders", f"{CATEGORY}/data"
 SIZE = ("data.frames", "data.height", "data.width", "data.fps")
 PARTS = {"vae": "vae", "text_encoder": "text_encoders", "image_encoder": "clip_vision"}  # setting -> folder of models
+SECOND_PARTS = {"text_encoder_2": "text_encoders"}  # of models that read a prompt twice
 
 
 def model_names() -> list[str]:
@@ -59,11 +60,16 @@ class LoadModel(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         import folder_paths
 
-        def part(setting: str) -> Any:
-            files = folder_paths.get_filename_list(PARTS[setting])
-            names = [NONE, *(name for name in files if name.endswith(SUFFIX))]
+        from ..w2svd_core.backbones import OF_CLIPS
+
+        def part(setting: str, folder: str) -> Any:
+            names = [NONE, *(name for name in folder_paths.get_filename_list(folder) if name.endswith(SUFFIX))]
             words = f"The {setting.replace('_', ' ')} of a single file; none takes the one in the model's own folder."
             return field(io.Combo, setting, options=names, default=NONE, tooltip=words)
+
+        def tokenizer(setting: str, whose: str) -> Any:
+            words = f"The diffusers folder that holds the tokenizer of {whose}."
+            return field(io.Combo, setting, options=[NONE, *pipelines()], default=NONE, tooltip=words)
 
         return schema(
             node_id="W2SVD_LoadModel",
@@ -77,49 +83,57 @@ class LoadModel(io.ComfyNode):
                     options=model_names(),
                     tooltip="A folder in models/diffusers, or a .safetensors file in models/diffusion_models.",
                 ),
-                *(part(setting) for setting in PARTS),
+                *(part(setting, folder) for setting, folder in PARTS.items()),
+                tokenizer("tokenizer", "a single file's text encoder"),
+                *widgets(["model.precision", "model.gradient_checkpointing"]),
                 field(
                     io.Combo,
-                    "tokenizer",
-                    options=[NONE, *pipelines()],
-                    default=NONE,
-                    tooltip="The diffusers folder that holds the tokenizer of a single file's text encoder.",
+                    "model_family",
+                    display_name="model.family",
+                    options=list(OF_CLIPS),
+                    default=OF_CLIPS[0],
+                    tooltip="What kind of model it is.",
                 ),
-                *widgets(["model.precision", "model.gradient_checkpointing"]),
+                *widgets(["model.first_frame"]),
+                *(part(setting, folder) for setting, folder in SECOND_PARTS.items()),
+                tokenizer("tokenizer_2", "a single file's second text encoder"),
             ],
             outputs=[MODEL.Output(display_name="model", tooltip="The model for Train, by name.")],
         )
 
     @classmethod
-    def fingerprint_inputs(cls, model: str | None = None, tokenizer: str | None = None, **given: Any) -> str:
+    def fingerprint_inputs(cls, model: str | None = None, **given: Any) -> str:
         import folder_paths
 
         from ..w2svd_core.errors import UserError
 
-        places = [folder_paths.get_full_path(folder, given.get(part) or NONE) for part, folder in PARTS.items()]
+        files = PARTS | SECOND_PARTS
+        places = [folder_paths.get_full_path(folder, given.get(part) or NONE) for part, folder in files.items()]
         try:
-            places += [model_path(name) for name in (model, tokenizer) if name and name != NONE]
+            names = (model, given.get("tokenizer"), given.get("tokenizer_2"))
+            places += [model_path(name) for name in names if name and name != NONE]
         except UserError:
             return ""  # the node will say it
         return " ".join(stamp_of(Path(place)) for place in places if place)
 
     @classmethod
     @told
-    def execute(cls, model: str, tokenizer: str, **given: Any) -> io.NodeOutput:
+    def execute(cls, model: str, **given: Any) -> io.NodeOutput:
         import folder_paths
 
         from ..w2svd_core.errors import UserError
 
         settings: dict[str, object] = {"model.encoders": "own", **setting_values(given)}
-        for part, folder in PARTS.items():
+        for part, folder in (PARTS | SECOND_PARTS).items():
             name = given.get(part, NONE)
             if name != NONE:
                 found = folder_paths.get_full_path(folder, name)
                 if found is None:
                     raise UserError(f"models/{folder} holds no file {name}; choose another {part.replace('_', ' ')}")
                 settings[f"model.{part}"] = str(found)
-        if tokenizer != NONE:
-            settings["model.tokenizer"] = model_path(tokenizer)
+        for part in ("tokenizer", "tokenizer_2"):
+            if (name := given.get(part, NONE)) != NONE:
+                settings[f"model.{part}"] = model_path(name)
         return io.NodeOutput(ModelHandle(model_path(model), settings))
 
 

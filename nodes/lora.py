@@ -195,7 +195,7 @@ def write_socket(
     Raises:
         UserError: it is empty, its layers have no names in diffusers, or the file can't be written.
     """
-    from ..w2svd_core.backbones import backbone
+    from ..w2svd_core.backbones import backbone, family_of_lora
     from ..w2svd_core.files import dtype_named, write_safetensors
     from ..w2svd_core.lora_files import lora_of, write_lora
 
@@ -207,7 +207,8 @@ def write_socket(
         odd = next((key for key, value in lora.items() if not value.isfinite().all()), None)
         if odd:
             raise UserError(f"{odd} has numbers that are not finite in {precision}; save with bf16 or fp32")
-    keys, unknown = backbone("wan").keys, list[str]()
+    family = family_of_lora(lora) if format == "diffusers" else backbone("wan")  # others' native keys stay as they are
+    keys, unknown = family.keys, list[str]()
     pairs, _ = lora_of(lora, {}, keys, Path("the LORA_MODEL"), unknown)
     plain = pairs and not unknown and not any(key.endswith((".diff", ".diff_b")) for key in lora)
     if plain:
@@ -323,14 +324,17 @@ class ConvertLora(io.ComfyNode):
     @classmethod
     @told
     def execute(cls, lora: str, format: str, rank: int, name: str, if_exists: str) -> io.NodeOutput:
-        from ..w2svd_core.backbones import backbone
+        from ..w2svd_core.backbones import family_of_lora
         from ..w2svd_core.exporting import convert
+        from ..w2svd_core.files import opened_safetensors
 
         source = lora_file(lora)
         path = new_lora_file(name or f"{lora.removesuffix('.safetensors')}_{format}", if_exists == "replace")
         if path.exists() and path.samefile(source):
             raise UserError(f"{lora} can't take its own place; write another name")
-        lines = convert(backbone("wan"), source, path, format, rank or None, None)  # type: ignore[arg-type]
+        with opened_safetensors(source) as file:
+            family = family_of_lora(list(file.keys()))
+        lines = convert(family, source, path, format, rank or None, None)  # type: ignore[arg-type]
         text = "\n".join([path.name, *lines])
         return io.NodeOutput(str(path), text, ui=shown(cls, text))
 

@@ -78,8 +78,13 @@ def family_keys(model: Any) -> KeyMap | None:
     from comfy import model_base
 
     from ..w2svd_core.backbones import backbone
+    from ..w2svd_core.backbones.comfy_model import linear_layers
+    from ..w2svd_core.backbones.comfy_names import family_of
 
-    return backbone("wan").keys if isinstance(model.model, model_base.WAN21) else None
+    if isinstance(model.model, model_base.WAN21):  # those with layers of their own, too
+        return backbone("wan").keys
+    network = model.model.diffusion_model
+    return family_of(network, linear_layers(network))
 
 
 def read_native(path: Path, keys: KeyMap | None, source: str) -> NativeLora:
@@ -109,10 +114,14 @@ def as_native(
     pairs, about = lora_of(tensors, strings, keys, path, unknown)
     found = native_tensors(pairs, keys)
     for key, tensor in tensors.items():
-        name = change_of(key, keys)
-        if name is not None:
-            module, bias = name.removesuffix(".bias"), name.endswith(".bias")
-            found[f"{PREFIX}{keys.native_module(module)}.{'diff_b' if bias else 'diff'}"] = tensor
+        whose = change_of(key, keys)
+        if whose is None:
+            continue
+        native = keys.native_module(whose[0][0].module)
+        if keys.parts(native) == whose[0]:
+            found[f"{PREFIX}{native}.{'diff_b' if whose[1] else 'diff'}"] = tensor
+        else:  # of one part of a native layer
+            unknown.append(key)
     return NativeLora(found, tuple(unknown), source, about)
 
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from door_parts import ALL_PANELS, Door, panels_drawn
+from kind import Conditions, Models, Programs, Recipes, program_of, with_roles
 from torch import nn
-from wan_kinds import Conditions, Models, Programs, Recipes, condition_of, new_wan, program_of, with_roles
+from wan_kinds import condition_of, new_wan
 
 from w2svd_core.config import check_recipe
 from w2svd_core.data.latents import LatentSet
 from w2svd_core.distillation import Distillation
+from w2svd_core.errors import guarded
 from w2svd_core.pretraining import FlowMatching
 from w2svd_core.settings import Recipe
 
@@ -69,3 +73,23 @@ def new_program(pristine: nn.Module, clips: LatentSet) -> Programs:
         return program_of(recipe, pristine, clips, **model_settings)
 
     return make
+
+
+@pytest.fixture
+def door(capsys: pytest.CaptureFixture[str]) -> Door:
+    """Call a door as the command line does: exit code, stdout, stderr."""
+
+    def call(main: Callable[[list[str]], int], *arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = guarded(lambda: main([str(argument) for argument in arguments]))
+        found = capsys.readouterr()
+        return code, found.out, found.err
+
+    return call
+
+
+@pytest.fixture(scope="session", autouse=True)
+def few_panels() -> Iterator[None]:
+    """Reports of runs have two small figures here: most of a short run's time would be theirs. See `all_panels`."""
+    with panels_drawn({name: ALL_PANELS[name][:1] for name in ("losses", "guard")}):
+        yield

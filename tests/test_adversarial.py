@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from kind import Programs, Recipes
 from torch import Tensor
-from wan_kinds import Programs, Recipes
 
 from w2svd_core.condition import Condition
 from w2svd_core.distillation import Distillation

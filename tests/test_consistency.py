@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
-from wan_kinds import KINDS, Programs, Recipes, condition_of, new_wan, points_of, program_of
+from kind import Kind, Programs, Recipes, program_of
+from kinds import kinds
+from torch import Tensor
+from wan_kinds import condition_of, points_of
 
 from w2svd_core.condition import Condition
 from w2svd_core.config import check_recipe, load_recipe
@@ -250,13 +252,12 @@ def test_the_student_learns_where_the_guided_path_ends(
     assert jump_of(program, clips) < 0.75 * before
 
 
-@pytest.mark.parametrize("kind", list(KINDS))
+@kinds
 @pytest.mark.parametrize("student", ["lora", "full"])
-def test_it_trains_every_kind(kind: str, student: str, new_recipe: Recipes) -> None:
-    pristine: nn.Module = new_wan(kind)
-    null = Condition({"text": condition_of(kind, 1, seed=1).fields["text"]})
-    data = LatentSet(points_of(kind, 5, seed=2), condition_of(kind, 5), null, tuple("abcde"))
-    program: Any = program_of(new_recipe(LCM | {"student.kind": student}), pristine, data)
+def test_it_trains_every_kind(kind: Kind, student: str, new_recipe: Recipes) -> None:
+    pristine, data = kind.new(), kind.clips()
+    recipe = new_recipe({**LCM, "student.kind": student, "model.family": kind.family})
+    program: Any = program_of(recipe, pristine, data)
     names = {name for name, _ in program.model.base.named_parameters()}
     assert not any(".fake." in name for name in names) and program.model.critic_copy is None
     before = copy.deepcopy(program.model.parameters("generator"))
@@ -270,10 +271,10 @@ def test_it_trains_every_kind(kind: str, student: str, new_recipe: Recipes) -> N
     base = program.model.base_state()
     assert all(torch.equal(base[name], weight) for name, weight in pristine.state_dict().items())
     assert all(condition.fields.keys() == data.condition.fields.keys() for *_, condition in asked)
-    if kind == "ti2v":
+    if kind.held:
         for role, x_t, sigma, condition in tuple(asked):
             x0 = program.model.predict_x0(role, x_t, sigma, condition)
-            assert torch.equal(x0[:, :, :1], condition.fields["start"])
+            assert torch.equal(x0[:, :, :1], condition.fields[kind.picture])
 
 
 # ---- the recipe, the file, the report

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from door_parts import Door, base, panels_drawn, refused, student, tiny, write_teacher
 from PIL import Image
 
 from w2svd_core import evaluate, sample, train
@@ -23,22 +24,9 @@ from w2svd_core.config import all_settings, load_recipe
 from w2svd_core.data.codec import decode_pixels
 from w2svd_core.data.portraits import render_folder
 from w2svd_core.data.video import read_video
-from w2svd_core.errors import guarded
 from w2svd_core.files import read_safetensors, write_safetensors
 
-Door = Callable[..., tuple[int, str, str]]
 PROMPT = "talking, long brown hair"
-SIZE = ["--data.frames", "5", "--data.height", "32", "--data.width", "32", "--data.fps", "8"]
-
-
-def write_teacher(path: Path, seed: int) -> Path:
-    """A random Wan transformer of a few thousand weights, as a native file."""
-    family = backbone("wan")
-    torch.manual_seed(seed)
-    model = family.build(Architecture(heads=1, head_dim=16, ffn_dim=32, layers=1, text_dim=64))
-    torch.nn.init.normal_(model.get_parameter("proj_out.weight"), std=0.1)
-    write_safetensors(path, family.native_state(model), family.native_metadata(model))
-    return path
 
 
 @pytest.fixture(scope="session")
@@ -51,23 +39,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def tiny(place: Path) -> list[str]:
-    """Settings of a run that takes a second."""
-    return [
-        *SIZE,
-        *["--model.path", str(place / "teacher.safetensors"), "--data.folder", str(place / "clips")],
-        *["--data.cache", str(place / "cache"), "--student.rank", "2", "--critic.rank", "2"],
-        *["--critic.warmup", "1", "--critic.updates", "2", "--train.steps", "2", "--train.batch", "2"],
-        *["--student.lr", "0.01", "--train.lr_decay", "constant", "--student.ema", "0"],
-        *["--train.checkpoint_every", "1", "--teacher.steps", "3"],
-        *["--evaluate.clips", "0", "--train.tracker", "none"],
-    ]
-
-
 @pytest.fixture(scope="session")
 def run(place: Path) -> Path:
-    """A finished run without an evaluation."""
-    assert train.main([*tiny(place), "--out", str(place / "run")]) == 0
+    """A finished run without an evaluation, with all its plots."""
+    with panels_drawn():
+        assert train.main([*tiny(place), "--out", str(place / "run")]) == 0
     return place / "run"
 
 
@@ -78,37 +54,8 @@ def full_run(place: Path) -> Path:
     return place / "full"
 
 
-@pytest.fixture
-def door(capsys: pytest.CaptureFixture[str]) -> Door:
-    """Call a door as the command line does: exit code, stdout, stderr."""
-
-    def call(main: Callable[[list[str]], int], *arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = guarded(lambda: main([str(argument) for argument in arguments]))
-        found = capsys.readouterr()
-        return code, found.out, found.err
-
-    return call
-
-
-def refused(result: tuple[int, str, str]) -> str:
-    """The one line of a fault."""
-    code, _, err = result
-    lines = err.splitlines()
-    assert code == 2 and len(lines) == 1 and lines[0].startswith("error: "), err
-    return lines[0]
-
-
 def pixels(path: Path) -> np.ndarray:
     return read_video(path)
-
-
-def student(run: Path, kind: str = "comfyui") -> Path:
-    return run / "student" / f"student_{kind}.safetensors"
-
-
-def base(place: Path, name: str = "teacher") -> list[str]:
-    return [*SIZE, "--model.path", str(place / f"{name}.safetensors")]
 
 
 # ---- train

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import json
 import pickle
 import re
 from collections.abc import Callable
@@ -12,107 +10,17 @@ from typing import Any
 
 import pytest
 import torch
-from test_doors import Door, door, refused, write_teacher
+from door_parts import Door, refused, write_teacher
+from export_parts import MEASURED, WAN, about, base_of, done, measured, new_lora
 from tiny_wan import KINDS, tiny_wan
-from torch import Tensor, nn
-from wan_kinds import with_roles
 
 from w2svd_core import export, lora_algebra
 from w2svd_core.assembly import BUNDLED_TEACHER
-from w2svd_core.backbones import backbone, wan_keys
+from w2svd_core.backbones import wan_keys
 from w2svd_core.files import read_safetensors, write_safetensors
-from w2svd_core.lora_files import LoraMetadata, Schedule, base_hash, pairs_from_peft, read_lora, write_lora
-from w2svd_core.students import ABOUT
-
-__all__ = ["door"]  # a fixture
-
-WAN = backbone("wan")
-kinds = pytest.mark.parametrize("kind", KINDS)
-MEASURED = re.compile(r"largest difference of the model's output: (\S+) \(of (\S+), (\S+) of it\)")
-
-
-def base_of(kind: str, dtype: torch.dtype = torch.float32) -> nn.Module:
-    return WAN.load(tiny_wan(kind).folder, dtype).eval()
-
-
-def about(model: nn.Module, precision: str = "fp32", **changes: Any) -> LoraMetadata:
-    values: dict[str, Any] = {
-        "method": "w2s",
-        "schedules": (Schedule((1.0, 0.9, 0.0)),),
-        "base_class": type(model).__name__,
-        "base_hash": base_hash(model),
-        "base_precision": precision,
-    }
-    return LoraMetadata(**values | changes)
-
-
-def new_lora(path: Path, model: nn.Module, format: str = "native", known: bool = True, **settings: Any) -> Path:
-    """The adapter of a student that does something, as a file; without metadata unless `known`."""
-    shared = with_roles(model, critic_rank=0, **settings)
-    for name, parameter in shared.base.named_parameters():
-        if ".lora_" in name:
-            parameter.data *= 0.3
-    pairs = pairs_from_peft(shared.base, "generator")
-    metadata = about(model) if known else None
-    write_lora(path, pairs, metadata, format=format, key_map=wan_keys)  # type: ignore[arg-type]
-    return path
-
-
-def output(model: nn.Module) -> Tensor:
-    with torch.no_grad():
-        return WAN.predict(model, *WAN.probe(model)).float()
-
-
-def measured(shown: str) -> tuple[float, float]:
-    """The largest difference, and the largest output."""
-    found = MEASURED.search(shown)
-    assert found, shown
-    return float(found[1]), float(found[2])
-
-
-def done(result: tuple[int, str, str]) -> str:
-    code, shown, err = result
-    assert code == 0 and err == "", err
-    return shown
-
+from w2svd_core.lora_files import base_hash, read_lora, write_lora
 
 # ---- convert
-
-
-@kinds
-def test_there_and_back_is_bit_exact(kind: str, tmp_path: Path, door: Door) -> None:
-    model = base_of(kind)
-    source = new_lora(tmp_path / "native.safetensors", model)
-    there, back = tmp_path / "there.safetensors", tmp_path / "back.safetensors"
-    base = ["--model", tiny_wan(kind).folder]
-    shown = done(door(export.main, "convert", source, "--to", "diffusers", "--out", there, *base))
-    assert measured(shown)[0] == 0 and measured(shown)[1] > 0.1 and f"wrote {there}" in shown
-    done(door(export.main, "convert", there, "--out", back, *base))
-    before, after = read_safetensors(source), read_safetensors(back)
-    assert before[0].keys() == after[0].keys() and before[1] == after[1]
-    assert all(torch.equal(tensor, after[0][name]) for name, tensor in before[0].items())
-    assert all(name.startswith("transformer.") for name in read_safetensors(there)[0])
-    assert read_lora(there, wan_keys)[1] == about(model)
-
-
-@kinds
-def test_another_rank(kind: str, tmp_path: Path, door: Door) -> None:
-    model = base_of(kind)
-    source = new_lora(tmp_path / "native.safetensors", model)
-    base = ["--model", tiny_wan(kind).files["transformer"]]  # the same weights as one native file
-    wide, narrow = tmp_path / "wide.safetensors", tmp_path / "narrow.safetensors"
-    shown = done(door(export.main, "convert", source, "--rank", 6, "--out", wide, *base))
-    assert "rank 4 became 6; of the updates 0 % is lost" in shown and measured(shown)[0] < 1e-5
-    shown = done(door(export.main, "convert", source, "--rank", 2, "--out", narrow, *base))
-    pairs, metadata = read_lora(narrow, wan_keys)
-    fewer, error = lora_algebra.at_rank(read_lora(source, wan_keys)[0], 2)
-    assert f"of the updates {100 * error:.2g} % is lost" in shown and metadata == about(model)
-    assert all(torch.equal(pair.up, fewer[name].up) for name, pair in pairs.items())
-    with lora_algebra.acting(model, [lora_algebra.Lora(read_lora(source, wan_keys)[0])]):
-        before = output(model)
-    with lora_algebra.acting(model, [lora_algebra.Lora(fewer)]):
-        largest = float((output(model) - before).abs().max())
-    assert measured(shown)[0] == pytest.approx(largest, rel=0.06) and largest > 1e-3  # two digits are shown
 
 
 def test_the_base_of_a_comparison(tmp_path: Path, door: Door) -> None:
@@ -145,32 +53,6 @@ def test_a_lora_in_16_bits_stays_as_it_is(tmp_path: Path, door: Door) -> None:
 
 
 # ---- merge
-
-
-@kinds
-@pytest.mark.parametrize("form", ["merged.safetensors", "wan2.1-merged"])
-def test_a_merge_acts_like_base_and_loras(kind: str, form: str, tmp_path: Path, door: Door) -> None:
-    from diffusers import WanTransformer3DModel
-
-    model = base_of(kind)
-    one = new_lora(tmp_path / "one.safetensors", model, known=False)
-    two = new_lora(tmp_path / "two.safetensors", model, "diffusers", student_rank=3)
-    out = tmp_path / form
-    shown = done(
-        door(export.main, "merge", one, f"{two}@-0.5", "--model", tiny_wan(kind).folder, "--out", out)
-    )  # fmt: skip
-    assert measured(shown)[0] < 1e-5 < 1e-2 < measured(shown)[1]
-    read = [lora_algebra.open_lora(text, wan_keys)[0] for text in (str(one), f"{two}@-0.5")]
-    with lora_algebra.acting(model, read):
-        wanted = output(model)
-    assert (output(WAN.load(out, torch.float32).eval()) - wanted).abs().max() < 1e-5
-    if out.is_dir():
-        theirs = WanTransformer3DModel.from_pretrained(out).eval()
-        assert (output(theirs) - wanted).abs().max() < 1e-5
-        assert json.loads((out / ABOUT).read_text())["base_hash"] == base_hash(model)
-    else:
-        tensors, strings = read_safetensors(out)
-        assert "text_embedding.0.weight" in tensors and LoraMetadata.from_strings(strings) == about(model)
 
 
 @pytest.mark.parametrize("form", ["merged.safetensors", "merged"])
@@ -210,39 +92,6 @@ def test_a_student_of_a_fine_tune(tmp_path: Path, door: Door) -> None:
 
 
 # ---- extract
-
-
-def full_copy(kind: str, size: float = 0.02) -> nn.Module:
-    student = copy.deepcopy(base_of(kind))
-    rng = torch.Generator().manual_seed(3)
-    for name, parameter in student.named_parameters():
-        if name.endswith("weight") and parameter.ndim == 2:
-            parameter.data += size * torch.randn(parameter.shape, generator=rng)
-    return student
-
-
-@kinds
-@pytest.mark.parametrize("format", ["native", "diffusers"])
-def test_a_full_rank_is_the_full_copy(kind: str, format: str, tmp_path: Path, door: Door) -> None:
-    from diffusers import WanPipeline
-
-    student, base = full_copy(kind), base_of(kind)
-    if format == "native":  # whose text projection is wider here than the model's, so that no LoRA fits both
-        name = "condition_embedder.text_embedder.linear_1.weight"
-        student.get_parameter(name).data = base.get_parameter(name).data
-    WAN.save_folder(student, tmp_path / "student", torch.float32)
-    out = tmp_path / "out.safetensors"
-    given = ["--model", tiny_wan(kind).files["transformer"], "--rank", 2048, "--to", format, "--out", out]
-    shown = done(door(export.main, "extract", tmp_path / "student", *given))
-    assert measured(shown)[0] < 1e-4 and " and 0 % of the whole change" in shown
-    pairs, metadata = read_lora(out, wan_keys)
-    assert metadata is None and len(pairs) > 20
-    after = lora_algebra.merged(base.state_dict(), pairs)
-    for name, weight in student.state_dict().items():
-        assert (after[name] - weight).abs().max() < 1e-6, name
-    pipeline = WanPipeline(tokenizer=None, text_encoder=None, vae=None, scheduler=None, transformer=base)
-    pipeline.load_lora_weights(str(tmp_path), weight_name=out.name)
-    assert (output(base) - output(student)).abs().max() < 1e-4
 
 
 def test_a_run_with_a_full_copy(tmp_path: Path, door: Door) -> None:

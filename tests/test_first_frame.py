@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from door_parts import Door
 from wan_kinds import condition_of, new_wan, points_of
 
 from w2svd_core import evaluate, sample, train
@@ -21,7 +21,6 @@ from w2svd_core.errors import UserError, guarded
 from w2svd_core.files import read_safetensors, write_safetensors
 from w2svd_core.stages import first_stage, with_trained_teacher
 
-Door = Callable[..., tuple[int, str, str]]
 WAN = backbone("wan")
 
 
@@ -76,17 +75,6 @@ def settings(place: Path) -> list[str]:
 def run(place: Path) -> Path:
     assert guarded(lambda: train.main(["portraits_image", *settings(place), "--out", str(place / "run")])) == 0
     return place / "run"
-
-
-@pytest.fixture
-def door(capsys: pytest.CaptureFixture[str]) -> Door:
-    def call(main: Callable[[list[str]], int], *arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = guarded(lambda: main([str(argument) for argument in arguments]))
-        found = capsys.readouterr()
-        return code, found.out, found.err
-
-    return call
 
 
 def test_the_first_stage_taught_the_new_channels(run: Path) -> None:

@@ -8,9 +8,10 @@ from typing import Any, cast
 
 import pytest
 import torch
+from kind import Programs, Recipes, program_of
 from test_distillation import WAN
 from torch import Tensor, nn
-from wan_kinds import Programs, Recipes, condition_of, new_wan, program_of
+from wan_kinds import condition_of, new_wan
 
 from w2svd_core.assembly import BUNDLED_CODEC
 from w2svd_core.condition import Condition

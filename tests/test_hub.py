@@ -35,7 +35,16 @@ def test_a_repository_becomes_its_folder_in_the_cache(no_network: Path) -> None:
     assert found == Model(path=str(place / "snapshots" / commit), vae="vae.safetensors")
 
 
-@pytest.mark.parametrize("name", ["someone/else", "no name at all"])
+def test_a_branch_stands_after_an_at(no_network: Path) -> None:
+    commit, place = "1" * 40, no_network / "models--someone--tiny"
+    (place / "refs" / "diffusers" / "base").mkdir(parents=True)
+    (place / "refs" / "diffusers" / "base" / "post").write_text(commit)
+    (place / "snapshots" / commit).mkdir(parents=True)
+    found = fetched(Model(path="hub:someone/tiny@diffusers/base/post"))
+    assert found.path == str(place / "snapshots" / commit)
+
+
+@pytest.mark.parametrize("name", ["someone/else", "someone/else@branch", "no name at all"])
 def test_one_that_can_not_be_had_is_one_sentence(name: str) -> None:
     with pytest.raises(UserError) as caught:
         fetched(Model(text_encoder=f"hub:{name}"))

@@ -7,25 +7,33 @@ from pathlib import Path
 
 import pytest
 import torch
+from kind import Kind, with_roles
+from kinds import KINDS, kinds
 from torch import Tensor, nn
-from wan_kinds import KINDS, new_wan, with_roles
+from wan_kinds import new_wan
 
 from w2svd_core import lora_algebra
 from w2svd_core.backbones import backbone, wan_keys
+from w2svd_core.backbones.base import Backbone
 from w2svd_core.errors import UserError
 from w2svd_core.lora_algebra import Lora
-from w2svd_core.lora_files import LoraPair, load_into_peft, pairs_from_peft, write_lora
+from w2svd_core.lora_files import LoraPair, load_into_peft, pairs_from_peft, read_lora, write_lora
+from w2svd_core.roles import matching
 
 WAN = backbone("wan")
 Pairs = dict[str, LoraPair]
-kinds = pytest.mark.parametrize("kind", list(KINDS))
 
 
-def linears(model: nn.Module, endings: tuple[str, ...] = ("",)) -> dict[str, nn.Linear]:
-    return {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and n.endswith(endings)}
+def linears(model: nn.Module, family: Backbone | None = None) -> dict[str, nn.Linear]:
+    """All of a model, or those that the family's adapters go into."""
+    found = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    wanted = matching(family.lora_targets) if family else None
+    return {name: module for name, module in found.items() if wanted is None or wanted.fullmatch(name)}
 
 
-def new_pairs(model: nn.Module, rank: int = 4, alpha: float = 6.0, seed: int = 1, strength: float = 0.2) -> Pairs:
+def new_pairs(
+    model: nn.Module, rank: int = 4, alpha: float = 6.0, seed: int = 1, strength: float = 0.2, family: Backbone = WAN
+) -> Pairs:
     """A LoRA of every linear layer that adapters go into."""
     rng = torch.Generator().manual_seed(seed)
     return {
@@ -34,21 +42,21 @@ def new_pairs(model: nn.Module, rank: int = 4, alpha: float = 6.0, seed: int = 1
             strength * torch.randn(layer.out_features, rank, generator=rng),
             alpha,
         )
-        for name, layer in linears(model, WAN.lora_targets).items()
+        for name, layer in linears(model, family).items()
     }
 
 
-def output(model: nn.Module) -> Tensor:
+def output(kind: Kind, model: nn.Module) -> Tensor:
     with torch.no_grad():
-        return WAN.predict(model, *WAN.probe(model))
+        return kind.backbone.predict(model, *kind.backbone.probe(model))
 
 
 def dense(pairs: Pairs) -> dict[str, Tensor]:
     return {name: pair.up.double() @ pair.down.double() * pair.alpha / pair.rank for name, pair in pairs.items()}
 
 
-def write(path: Path, pairs: Pairs, format: str = "native") -> Path:
-    write_lora(path, pairs, None, format=format, key_map=wan_keys)  # type: ignore[arg-type]
+def write(path: Path, pairs: Pairs, format: str = "native", family: Backbone = WAN) -> Path:
+    write_lora(path, pairs, None, format=format, key_map=family.keys)  # type: ignore[arg-type]
     return path
 
 
@@ -164,8 +172,8 @@ def changed(model: nn.Module, size: float = 0.1) -> nn.Module:
 
 
 @kinds
-def test_a_difference_at_full_rank_is_the_change(kind: str) -> None:
-    model = new_wan(kind)
+def test_a_difference_at_full_rank_is_the_change(kind: Kind) -> None:
+    model = kind.new()
     student = changed(model)
     names = list(linears(model))
     found = lora_algebra.difference(model.state_dict(), student.state_dict(), names, 1000)
@@ -217,40 +225,55 @@ def test_two_models_that_are_not_one() -> None:
 # ---- merges
 
 
-@kinds
-@pytest.mark.parametrize("format", ["native", "diffusers"])
-def test_a_merge_equals_diffusers_own_loader(tmp_path: Path, kind: str, format: str) -> None:
-    model = new_wan(kind)
-    path = write(tmp_path / "x.safetensors", new_pairs(model), format)
+@pytest.mark.parametrize(
+    ("kind", "format"),
+    [(kind, "diffusers") for kind in KINDS] + [(kind, "native") for kind in KINDS if kind.native_loras],
+    ids=str,
+)
+def test_a_merge_equals_diffusers_own_loader(tmp_path: Path, kind: Kind, format: str) -> None:
+    assert kind.lora_pipeline is not None
+    model = kind.new()
+    path = write(tmp_path / "x.safetensors", new_pairs(model, family=kind.backbone), format, kind.backbone)
     theirs = copy.deepcopy(model)
-    if format == "diffusers":
-        theirs.load_lora_adapter(str(tmp_path), weight_name=path.name)  # type: ignore[operator]
-    else:
-        from diffusers import WanPipeline
-
-        pipeline = WanPipeline(tokenizer=None, text_encoder=None, vae=None, scheduler=None, transformer=theirs)
-        pipeline.load_lora_weights(str(tmp_path), weight_name=path.name)
-    plain = output(model)
-    lora_algebra.merge_files(model, [str(path)], wan_keys)
-    assert (output(model) - output(theirs)).abs().max() < 1e-5
-    assert (output(model) - plain).abs().max() > 1e-2
+    kind.lora_pipeline(theirs).load_lora_weights(str(tmp_path), weight_name=path.name)
+    plain = output(kind, model)
+    lora_algebra.merge_files(model, [str(path)], kind.backbone.keys)
+    assert (output(kind, model) - output(kind, theirs)).abs().max() < 1e-5
+    assert (output(kind, model) - plain).abs().max() > 1e-2
 
 
 @kinds
-def test_merged_acting_and_stacked_are_one(kind: str, tmp_path: Path) -> None:
-    model = new_wan(kind)
-    one, two = new_pairs(model), new_pairs(model, rank=2, seed=3)
-    texts = [str(write(tmp_path / "1.safetensors", one)), f"{write(tmp_path / '2.safetensors', two)}@-0.5"]
-    plain, weights = output(model), copy.deepcopy(model.state_dict())
-    loras = [lora_algebra.open_lora(text, wan_keys)[0] for text in texts]
+def test_merged_acting_and_stacked_are_one(kind: Kind, tmp_path: Path) -> None:
+    model, family = kind.new(), kind.backbone
+    one, two = new_pairs(model, family=family), new_pairs(model, rank=2, seed=3, family=family)
+    paths = [tmp_path / "1.safetensors", tmp_path / "2.safetensors"]
+    texts = [str(write(paths[0], one, family=family)), f"{write(paths[1], two, family=family)}@-0.5"]
+    plain, weights = output(kind, model), copy.deepcopy(model.state_dict())
+    loras = [lora_algebra.open_lora(text, family.keys)[0] for text in texts]
     with lora_algebra.acting(model, loras):
-        acted = output(model)
-    assert torch.equal(output(model), plain)
-    lora_algebra.merge_files(model, texts, wan_keys)
-    assert (output(model) - acted).abs().max() < 1e-5 and (acted - plain).abs().max() > 1e-2
+        acted = output(kind, model)
+    assert torch.equal(output(kind, model), plain)
+    lora_algebra.merge_files(model, texts, family.keys)
+    assert (output(kind, model) - acted).abs().max() < 1e-5 and (acted - plain).abs().max() > 1e-2
     whole = lora_algebra.merged(weights, lora_algebra.stacked([one, lora_algebra.scaled(two, -0.5)]))
     for name, weight in model.state_dict().items():
         assert (whole[name] - weight).abs().max() < 1e-6
+
+
+@kinds
+@pytest.mark.parametrize("format", ["native", "diffusers"])
+def test_an_adapter_comes_back_from_its_file(kind: Kind, format: str, tmp_path: Path) -> None:
+    shared = kind.with_roles(critic_rank=0)
+    pairs = pairs_from_peft(shared.base, "generator")
+    read, _ = read_lora(write(tmp_path / "x.safetensors", pairs, format, kind.backbone), kind.backbone.keys)
+    again = kind.with_roles(fresh=True, critic_rank=0)
+    matched, unmatched = load_into_peft(again.base, "generator", read)
+    assert set(matched) == set(pairs) and unmatched == []
+    x_t, sigma, condition = kind.backbone.probe(shared.base)
+    with torch.no_grad():
+        found, expected = (model.predict("generator", x_t, sigma, condition) for model in (again, shared))
+        assert (found - expected).abs().max() < 1e-6
+        assert (expected - shared.predict("teacher", x_t, sigma, condition)).abs().max() > 1e-2
 
 
 def test_one_cast() -> None:

@@ -5,80 +5,81 @@ The pipelines run with `FlowMatchEulerDiscreteScheduler`; everything of ours com
 
 from __future__ import annotations
 
+import importlib.util
 from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from tiny_wan import FRAMES, TinyWan, picture, tiny_wan
+from kind import Asked, Kind
+from kinds import KINDS
+from tiny_wan import FRAMES, picture
 from torch import Tensor
+from wan_kinds import WAN
 
-from w2svd_core.backbones import backbone
-from w2svd_core.backbones.wan_encoders import load_codec, load_prompts, load_start
 from w2svd_core.condition import Condition
 from w2svd_core.data.codec import to_unit
+from w2svd_core.data.encoder_source import null_condition
 from w2svd_core.generation import Way, generate, predictor
 from w2svd_core.randomness import noise_of_seeds
 from w2svd_core.roles import SharedModel
 
-WAN = backbone("wan")
-CASES = [("t2v", False), ("i2v", True), ("ti2v", False), ("ti2v", True)]  # kind, from a picture
-STEPS, SEEDS = 4, (7, 8)
+STEPS, SEEDS, EMBEDDED = 4, (7, 8), 6.0
 PROMPTS = ("a man with red hair talks", "a woman nods slowly, then smiles")
-NEGATIVE = "blurry, grey, worst quality"
+
+
+def cases(kinds: tuple[Kind, ...], files: bool = False) -> pytest.MarkDecorator:
+    """Each kind that has a pipeline (single files), from a picture and without where it can do both."""
+    found = [(kind, bool(kind.picture)) for kind in kinds if kind.tiny and (kind.files or not files)]
+    found += [(kind, False) for kind, _ in found if kind.either and not files]
+    names = [f"{kind}-{'picture' if image else 'text'}" for kind, image in found]
+    return pytest.mark.parametrize(("kind", "image"), found, ids=names)
 
 
 @pytest.fixture(autouse=True)
 def no_ftfy_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """diffusers' pipelines call ftfy unasked; these prompts are as it would leave them."""
+    """Wan's pipelines call ftfy unasked; where it is missing, these prompts are as it would leave them."""
     from diffusers.pipelines.wan import pipeline_wan, pipeline_wan_i2v
 
-    for module in (pipeline_wan, pipeline_wan_i2v):
+    for module in () if importlib.util.find_spec("ftfy") else (pipeline_wan, pipeline_wan_i2v):
         monkeypatch.setattr(module, "ftfy", SimpleNamespace(fix_text=lambda text: text), raising=False)
 
 
 class Case:
     """A pipeline, and the same model, prompts and first frame in this house."""
 
-    def __init__(self, kind: str, image: bool, native: bool = False) -> None:
-        self.tiny: TinyWan = tiny_wan(kind)
-        settings = self.tiny.model_of_files() if native else self.tiny.model()
-        path = self.tiny.files["transformer"] if native else self.tiny.folder
-        self.height, self.width = self.tiny.size
+    def __init__(self, kind: Kind, image: bool, native: bool = False) -> None:
+        assert kind.tiny is not None
+        self.tiny, self.family = kind.tiny(), kind.backbone
+        make = self.tiny.model_of_files if native else self.tiny.model
+        settings = make(family=kind.family, first_frame=image, text_precision="fp32")
         self.pipe = self.tiny.pipeline(image=image)
-        self.model = SharedModel(WAN, WAN.load(path, torch.float32).eval(), critic_rank=0, student_rank=1)
-        codec, prompts = load_codec(settings, kind), load_prompts(settings, kind, NEGATIVE)
-        WAN.check_fit(self.model.base, codec.geometry, prompts.width)
-        self.shape = codec.geometry.latent_shape(FRAMES, self.height, self.width)
-        self.null, fields = prompts.null(), dict(prompts.encode(PROMPTS).fields)
-        self.picture = picture(self.height, self.width) if image else None
+        base = self.family.load(Path(settings.path), torch.float32).eval()
+        told = dict.fromkeys(("teacher", "real", "fake", "generator"), EMBEDDED)
+        self.model = SharedModel(self.family, base, critic_rank=0, student_rank=1, embedded=told)  # type: ignore[arg-type]
+        source = self.family.encoder_source(settings, torch.device("cpu"))
+        prompts, codec = source.load_prompts(), source.load_codec()
+        self.family.check_fit(base, codec.geometry, prompts.width)
+        self.shape = codec.geometry.latent_shape(FRAMES, *self.tiny.size)
+        self.null, fields = null_condition(prompts), dict(prompts.encode(PROMPTS).fields)
+        self.picture = picture(*self.tiny.size) if image else None
+        assert source.starts == image
         if image:
-            start = load_start(settings, kind, codec)
+            start = source.load_start(codec)
             assert start is not None
             first = to_unit(np.array(self.picture)[None, None]).expand(len(PROMPTS), -1, -1, -1, -1)
-            fields |= start.encode(first, FRAMES)
+            fields |= start.encode(first, FRAMES, PROMPTS)
         self.condition = Condition(fields)
         self.noise = noise_of_seeds(self.shape, SEEDS, 0)
 
-    def reference(self, guidance: float, **call: Any) -> Tensor:
+    def reference(self, guidance: float) -> Tensor:
         """The pipeline's latents."""
-        if self.picture is not None:
-            call["image"] = self.picture
-        found: Tensor = self.pipe(
-            prompt=list(PROMPTS),
-            negative_prompt=[NEGATIVE] * len(PROMPTS),
-            height=self.height,
-            width=self.width,
-            num_frames=FRAMES,
-            num_inference_steps=STEPS,
-            guidance_scale=guidance,
-            latents=self.noise.clone(),
-            output_type="latent",
-            **call,
-        ).frames
-        return found
+        negative = self.family.facts(self.model.base).negative_prompt
+        asked = Asked(PROMPTS, negative, self.noise, FRAMES, STEPS, guidance, EMBEDDED, self.picture)
+        return self.tiny.reference(self.pipe, asked)
 
     def sigmas(self) -> tuple[float, ...]:
         """The scheduler's, after the pipeline has set them."""
@@ -87,16 +88,16 @@ class Case:
     def ours(self, guidance: float, sigmas: tuple[float, ...]) -> Tensor:
         way = Way("teacher", sigmas, "euler", guidance)
         found = generate(self.model, way, self.condition, self.null, self.shape, SEEDS)
-        return WAN.hold(found, self.condition)
+        return self.family.hold(found, self.condition)
 
 
 def close(found: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("kind", "image"), CASES)
+@cases(KINDS)
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
-def test_the_teacher_sampler_is_the_pipeline(kind: str, image: bool, guidance: float) -> None:
+def test_the_teacher_sampler_is_the_pipeline(kind: Kind, image: bool, guidance: float) -> None:
     case = Case(kind, image)
     expected = case.reference(guidance)
     sigmas = case.sigmas()
@@ -108,21 +109,21 @@ def test_the_teacher_sampler_is_the_pipeline(kind: str, image: bool, guidance: f
     assert not torch.allclose(expected[0], expected[1], atol=0.1)
     assert not torch.allclose(case.ours(guidance + 1, sigmas), expected, atol=1e-3)
     if image:
-        other = case.condition.fields | {"start": case.condition.fields["start"] + 1}
-        case.condition = Condition(other)
+        start = case.condition.fields[kind.picture]
+        case.condition = Condition({**case.condition.fields, kind.picture: start + 1})
         assert not torch.allclose(case.ours(guidance, sigmas), expected, atol=1e-3)
 
 
-@pytest.mark.parametrize(("kind", "image"), CASES[:3])
-def test_native_files_sample_what_the_pipeline_samples(kind: str, image: bool) -> None:
+@cases(KINDS, files=True)
+def test_native_files_sample_what_the_pipeline_samples(kind: Kind, image: bool) -> None:
     """Transformer, VAE, text encoder and image encoder as ComfyUI has them, with nothing in them but tensors."""
     case = Case(kind, image, native=True)
     expected = case.reference(4.0)
     close(case.ours(4.0, case.sigmas()), expected)
 
 
-@pytest.mark.parametrize(("kind", "image"), CASES)
-def test_the_guided_call_is_that_of_a_pipeline_with_another_solver(kind: str, image: bool) -> None:
+@cases(WAN)
+def test_the_guided_call_is_that_of_a_pipeline_with_another_solver(kind: Kind, image: bool) -> None:
     """UniPC, which the published pipelines run: on its own path, each step's model output is ours."""
     from diffusers import UniPCMultistepScheduler
 
@@ -147,4 +148,4 @@ def test_the_guided_call_is_that_of_a_pipeline_with_another_solver(kind: str, im
         with torch.no_grad():
             found = predict(sample, time)
         found = sample + (found - sample) * sigma / time  # UniPC cuts the model's times to whole thousandths of sigma
-        close(WAN.hold(found, case.condition), WAN.hold(expected, case.condition))
+        close(case.family.hold(found, case.condition), case.family.hold(expected, case.condition))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import shutil
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,7 @@ class Start:
     def __init__(self, codec: Codec) -> None:
         self.codec = codec
 
-    def encode(self, first: Tensor, frames: int) -> Mapping[str, Tensor]:
+    def encode(self, first: Tensor, frames: int, captions: Sequence[str]) -> Mapping[str, Tensor]:
         grey = first.new_zeros(*first.shape[:2], frames - 1, *first.shape[3:])
         return {
             "start": self.codec.encode(torch.cat([first, grey], dim=2)),
@@ -66,6 +66,7 @@ class Watched:
     """Encoders that are loaded one by one, as large ones are; it sees which are alive, and how often they load."""
 
     geometry: LatentGeometry = GEOMETRY
+    captioned = False
 
     def __init__(self, with_start: bool = False) -> None:
         self.loaded: list[str] = []
@@ -160,7 +161,7 @@ def test_clips_become_what_the_codec_makes_of_them(settings: Data) -> None:
         assert torch.equal(latents, ENCODERS.codec.encode(video))
         caption = path.with_suffix("").with_suffix(".txt").read_text()
         assert torch.equal(condition.fields["text"], ENCODERS.prompts.encode([caption]).fields["text"])
-        for field, value in Start(ENCODERS.codec).encode(video[:, :, :1], frames).items():
+        for field, value in Start(ENCODERS.codec).encode(video[:, :, :1], frames, [caption]).items():
             assert torch.equal(condition.fields[field], value)
     assert torch.equal(data.null.fields["text"], ENCODERS.prompts.encode([""]).fields["text"])
     assert data.captions[0] == "talking, red hair"

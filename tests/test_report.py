@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from door_parts import panels_drawn
 from PIL import Image
 
 from w2svd_core.config import check_recipe
@@ -132,6 +134,13 @@ def test_pictures_hold_every_clip(rows: list[Row]) -> None:
 
 def test_smoothing_looks_back() -> None:
     assert smooth(np.array([1.0, 3.0, 5.0, 7.0]), 2).tolist() == [1, 2, 4, 6]
+
+
+@pytest.fixture(autouse=True)
+def all_panels() -> Iterator[None]:
+    """Figures as users get them."""
+    with panels_drawn():
+        yield
 
 
 def test_plots_of_whatever_there_is(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from kind import Programs, Recipes
 from torch import Tensor
-from wan_kinds import Programs, Recipes
 
 from w2svd_core.run import KEPT_CHECKPOINTS, RunFolder
 from w2svd_core.settings import Train

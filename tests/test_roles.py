@@ -1,65 +1,58 @@
 """Roles are arguments of a call: exact forward, exact gradients, whatever else the model does in between.
 
-Every test runs on every kind of Wan. The reference is the plain way: an untouched base, or a copy of it with one
-ordinary PEFT adapter.
+Every test runs on every kind of every family. The reference is the plain way: an untouched base, or a copy of it with
+one ordinary PEFT adapter.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
 import pytest
 import torch
+from kind import Conditions, Kind, Models
+from kinds import KINDS
 from torch import Tensor, nn
-from wan_kinds import KINDS, Conditions, Models, by_hand, condition_of, new_wan, points_of, with_roles
 
-from w2svd_core.backbones import backbone
 from w2svd_core.condition import Condition
-from w2svd_core.roles import Query, Role, SharedModel
+from w2svd_core.roles import Query, Role, SharedModel, matching
 
-Points = Callable[..., Tensor]
 Trained = Literal["fake", "generator"]
-WAN = backbone("wan")
 SIGMA = torch.tensor([0.9, 0.35])
 
 
-@pytest.fixture(scope="module", params=list(KINDS))
-def kind(request: pytest.FixtureRequest) -> str:
-    """Every test of a role runs on every kind of Wan."""
-    return str(request.param)
+@pytest.fixture(scope="module", params=KINDS, ids=str)
+def kind(request: pytest.FixtureRequest) -> Kind:
+    """Every test of a role runs on every kind."""
+    found: Kind = request.param
+    return found
 
 
 @pytest.fixture(scope="module")
-def pristine(kind: str) -> nn.Module:
-    return new_wan(kind)
+def pristine(kind: Kind) -> nn.Module:
+    return kind.new()
 
 
 @pytest.fixture(scope="module")
-def new_shared(pristine: nn.Module) -> Models:
-    return partial(with_roles, pristine)
+def new_shared(kind: Kind, pristine: nn.Module) -> Models:
+    return partial(kind.with_roles, pristine)
 
 
 @pytest.fixture(scope="module")
-def texts(kind: str) -> Conditions:
-    return partial(condition_of, kind)
+def texts(kind: Kind) -> Conditions:
+    return kind.condition
 
 
-@pytest.fixture(scope="module")
-def points(kind: str) -> Points:
-    return partial(points_of, kind)
-
-
-def plain_adapter(pristine: nn.Module, shared: SharedModel, role: Trained) -> nn.Module:
+def plain_adapter(kind: Kind, pristine: nn.Module, shared: SharedModel, role: Trained) -> nn.Module:
     """A copy of the untouched base with one PEFT adapter, the weights of `role` in it, and none of our roles."""
     from peft import LoraConfig, inject_adapter_in_model
 
     weights = shared.parameters(role)
     rank = next(p.shape[0] for name, p in weights.items() if ".lora_A." in name)
     model = copy.deepcopy(pristine)
-    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(WAN.lora_targets))
+    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=matching(kind.backbone.lora_targets).pattern)
     inject_adapter_in_model(config, model, role)
     mine = dict(model.named_parameters())
     assert {name for name in mine if ".lora_" in name} == set(weights)
@@ -85,10 +78,10 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 
 
 def reference_gradients(
-    pristine: nn.Module, shared: SharedModel, role: Trained, x_t: Tensor, condition: Condition
+    kind: Kind, pristine: nn.Module, shared: SharedModel, role: Trained, x_t: Tensor, condition: Condition
 ) -> dict[str, Tensor]:
-    model = plain_adapter(pristine, shared, role)
-    by_hand(model, x_t, SIGMA, condition).square().sum().backward()
+    model = plain_adapter(kind, pristine, shared, role)
+    kind.by_hand(model, x_t, SIGMA, condition).square().sum().backward()
     return gradients({name: p for name, p in model.named_parameters() if ".lora_" in name})
 
 
@@ -96,26 +89,26 @@ def reference_gradients(
 
 
 def test_the_teacher_is_the_untouched_base_bit_for_bit(
-    pristine: nn.Module, new_shared: Models, texts: Conditions, points: Points
+    kind: Kind, pristine: nn.Module, new_shared: Models, texts: Conditions
 ) -> None:
     with torch.no_grad():
-        found = new_shared().predict("teacher", points(), SIGMA, texts(2))
-        assert torch.equal(found, by_hand(pristine, points(), SIGMA, texts(2)))
+        found = new_shared().predict("teacher", kind.points(), SIGMA, texts(2))
+        assert torch.equal(found, kind.by_hand(pristine, kind.points(), SIGMA, texts(2)))
 
 
 @pytest.mark.parametrize("role", ["fake", "generator"])
 def test_a_role_is_plain_peft_bit_for_bit(
-    pristine: nn.Module, new_shared: Models, texts: Conditions, points: Points, role: Trained
+    kind: Kind, pristine: nn.Module, new_shared: Models, texts: Conditions, role: Trained
 ) -> None:
     shared = new_shared()
     with torch.no_grad():
-        expected = by_hand(plain_adapter(pristine, shared, role), points(), SIGMA, texts(2))
-        assert torch.equal(shared.predict(role, points(), SIGMA, texts(2)), expected)
-        assert not torch.allclose(expected, by_hand(pristine, points(), SIGMA, texts(2)), atol=1e-3)
+        expected = kind.by_hand(plain_adapter(kind, pristine, shared, role), kind.points(), SIGMA, texts(2))
+        assert torch.equal(shared.predict(role, kind.points(), SIGMA, texts(2)), expected)
+        assert not torch.allclose(expected, kind.by_hand(pristine, kind.points(), SIGMA, texts(2)), atol=1e-3)
 
 
 def test_alpha_is_the_share_of_the_adapter_not_alpha_over_rank(
-    pristine: nn.Module, new_shared: Models, texts: Conditions, points: Points
+    kind: Kind, pristine: nn.Module, new_shared: Models, texts: Conditions
 ) -> None:
     shared = new_shared(alpha_weak=0.25, critic_rank=8)
     merged, state = copy.deepcopy(pristine), shared.base.state_dict()
@@ -124,27 +117,27 @@ def test_alpha_is_the_share_of_the_adapter_not_alpha_over_rank(
             if f"{name}.lora_A.fake.weight" in state:
                 delta = state[f"{name}.lora_B.fake.weight"] @ state[f"{name}.lora_A.fake.weight"]
                 module.weight += 0.25 * delta  # W + alpha_weak D
-        expected = by_hand(merged, points(), SIGMA, texts(2))
-        found = shared.predict("real", points(), SIGMA, texts(2))
+        expected = kind.by_hand(merged, kind.points(), SIGMA, texts(2))
+        found = shared.predict("real", kind.points(), SIGMA, texts(2))
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_alpha_weak_zero_makes_the_real_score_the_base_bit_for_bit(
-    pristine: nn.Module, new_shared: Models, texts: Conditions, points: Points
+    kind: Kind, pristine: nn.Module, new_shared: Models, texts: Conditions
 ) -> None:
     with torch.no_grad():
-        found = new_shared(alpha_weak=0.0).predict("real", points(), SIGMA, texts(2))
-        assert torch.equal(found, by_hand(pristine, points(), SIGMA, texts(2)))
+        found = new_shared(alpha_weak=0.0).predict("real", kind.points(), SIGMA, texts(2))
+        assert torch.equal(found, kind.by_hand(pristine, kind.points(), SIGMA, texts(2)))
 
 
-def test_batched_scores_equal_separate_ones(new_shared: Models, texts: Conditions, points: Points) -> None:
+def test_batched_scores_equal_separate_ones(kind: Kind, new_shared: Models, texts: Conditions) -> None:
     shared, null = new_shared(), texts(1, seed=9).expand(2)
     queries = [
-        Query("fake", points(), SIGMA, texts(2)),
-        Query("real", points(), SIGMA, texts(2)),
-        Query("real", points(), SIGMA, null),  # guidance's rows
-        Query("teacher", points(2, seed=3), SIGMA.flip(0), texts(2)),
-        Query("generator", points(1, seed=4), SIGMA[:1], texts(1)),  # another adapter, another number of rows
+        Query("fake", kind.points(), SIGMA, texts(2)),
+        Query("real", kind.points(), SIGMA, texts(2)),
+        Query("real", kind.points(), SIGMA, null),  # guidance's rows
+        Query("teacher", kind.points(2, seed=3), SIGMA.flip(0), texts(2)),
+        Query("generator", kind.points(1, seed=4), SIGMA[:1], texts(1)),  # another adapter, another number of rows
     ]
     with torch.no_grad():
         together = shared.predict_x0_together(queries)
@@ -155,19 +148,19 @@ def test_batched_scores_equal_separate_ones(new_shared: Models, texts: Condition
 
 @pytest.mark.parametrize("settings", [{"student_rank": 0}, {"critic_rank": 0, "critic_copy": True}])
 def test_a_full_copy_is_asked_by_itself_among_others(
-    new_shared: Models, texts: Conditions, points: Points, settings: dict[str, Any]
+    kind: Kind, new_shared: Models, texts: Conditions, settings: dict[str, Any]
 ) -> None:
     model = new_shared(**settings)
     role = "fake" if model.critic_copy is not None else "generator"
     with torch.no_grad():
         for parameter in model.parameters(role).values():
             parameter.add_(0.01)
-        queries = [Query(one, points(), SIGMA, texts(2)) for one in (role, "teacher", "real")]
+        queries = [Query(one, kind.points(), SIGMA, texts(2)) for one in (role, "teacher", "real")]
         copied, teacher, real = model.predict_x0_together(queries)
-        assert torch.equal(copied, model.predict_x0(role, points(), SIGMA, texts(2)))
+        assert torch.equal(copied, model.predict_x0(role, kind.points(), SIGMA, texts(2)))
         assert not torch.allclose(copied, teacher, atol=1e-3)
-        torch.testing.assert_close(teacher, model.predict_x0("teacher", points(), SIGMA, texts(2)))
-        torch.testing.assert_close(real, model.predict_x0("real", points(), SIGMA, texts(2)))
+        torch.testing.assert_close(teacher, model.predict_x0("teacher", kind.points(), SIGMA, texts(2)))
+        torch.testing.assert_close(real, model.predict_x0("real", kind.points(), SIGMA, texts(2)))
 
 
 # ---- gradients
@@ -176,64 +169,64 @@ def test_a_full_copy_is_asked_by_itself_among_others(
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("between", ["teacher", "real", "fake"])
 def test_another_role_between_forward_and_backward_leaves_the_gradients_exact(
-    pristine: nn.Module, new_shared: Models, texts: Conditions, points: Points, between: Role, checkpointing: bool
+    kind: Kind, pristine: nn.Module, new_shared: Models, texts: Conditions, between: Role, checkpointing: bool
 ) -> None:
     shared = new_shared(checkpointing=checkpointing)
-    loss = shared.predict("generator", points(), SIGMA, texts(2)).square().sum()
+    loss = shared.predict("generator", kind.points(), SIGMA, texts(2)).square().sum()
     with torch.no_grad():
-        shared.predict(between, points(2, seed=5), SIGMA, texts(2, seed=5))
-        shared.predict_x0_together([Query(between, points(3), SIGMA[:1].expand(3), texts(3))])
+        shared.predict(between, kind.points(2, seed=5), SIGMA, texts(2, seed=5))
+        shared.predict_x0_together([Query(between, kind.points(3), SIGMA[:1].expand(3), texts(3))])
     loss.backward()
     found = gradients(shared.parameters("generator"))
-    assert_same(found, reference_gradients(pristine, shared, "generator", points(), texts(2)))
+    assert_same(found, reference_gradients(kind, pristine, shared, "generator", kind.points(), texts(2)))
     assert all(p.grad is None for p in shared.parameters("fake").values())
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_two_live_graphs_have_exact_gradients(
-    pristine: nn.Module, new_shared: Models, texts: Conditions, points: Points, checkpointing: bool
+    kind: Kind, pristine: nn.Module, new_shared: Models, texts: Conditions, checkpointing: bool
 ) -> None:
     shared = new_shared(checkpointing=checkpointing)
-    student = shared.predict("generator", points(), SIGMA, texts(2)).square().sum()
-    critic = shared.predict("fake", points(), SIGMA, texts(2)).square().sum()
+    student = shared.predict("generator", kind.points(), SIGMA, texts(2)).square().sum()
+    critic = shared.predict("fake", kind.points(), SIGMA, texts(2)).square().sum()
     (student + critic).backward()
     for role in ("generator", "fake"):
-        expected = reference_gradients(pristine, shared, role, points(), texts(2))
+        expected = reference_gradients(kind, pristine, shared, role, kind.points(), texts(2))
         assert_same(gradients(shared.parameters(role)), expected)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_a_full_copy_has_exact_gradients_with_scores_in_between(
-    pristine: nn.Module, new_shared: Models, texts: Conditions, points: Points, checkpointing: bool
+    kind: Kind, pristine: nn.Module, new_shared: Models, texts: Conditions, checkpointing: bool
 ) -> None:
     shared = new_shared(student_rank=0, checkpointing=checkpointing)
-    loss = shared.predict("generator", points(), SIGMA, texts(2)).square().sum()
+    loss = shared.predict("generator", kind.points(), SIGMA, texts(2)).square().sum()
     with torch.no_grad():
-        shared.predict("real", points(), SIGMA, texts(2))
+        shared.predict("real", kind.points(), SIGMA, texts(2))
     loss.backward()
     model = copy.deepcopy(pristine).requires_grad_(True)
-    by_hand(model, points(), SIGMA, texts(2)).square().sum().backward()
+    kind.by_hand(model, kind.points(), SIGMA, texts(2)).square().sum().backward()
     assert_same(gradients(shared.parameters("generator")), gradients(dict(model.named_parameters())))
 
 
 def test_strengths_of_rows_have_exact_gradients_under_checkpointing(
-    new_shared: Models, texts: Conditions, points: Points
+    kind: Kind, new_shared: Models, texts: Conditions
 ) -> None:
     def found(checkpointing: bool) -> dict[str, Tensor]:
         shared = new_shared(checkpointing=checkpointing)
-        queries = [Query(role, points(), SIGMA, texts(2)) for role in ("fake", "real", "teacher")]
+        queries = [Query(role, kind.points(), SIGMA, texts(2)) for role in ("fake", "real", "teacher")]
         together = shared.predict_x0_together(queries)
         with torch.no_grad():
-            shared.predict("generator", points(), SIGMA, texts(2))
+            shared.predict("generator", kind.points(), SIGMA, texts(2))
         sum(x0.square().sum() for x0 in together).backward()  # type: ignore[union-attr]
         return gradients(shared.parameters("fake"))
 
     assert_same(found(checkpointing=True), found(checkpointing=False))
 
 
-def test_a_critic_learns_the_same_from_a_batch_of_roles(new_shared: Models, texts: Conditions, points: Points) -> None:
+def test_a_critic_learns_the_same_from_a_batch_of_roles(kind: Kind, new_shared: Models, texts: Conditions) -> None:
     shared = new_shared()
-    queries = [Query(role, points(), SIGMA, texts(2)) for role in ("fake", "real")]
+    queries = [Query(role, kind.points(), SIGMA, texts(2)) for role in ("fake", "real")]
     sum(x0.square().mean() for x0 in shared.predict_x0_together(queries)).backward()  # type: ignore[union-attr]
     together = gradients(shared.parameters("fake"))
     for q in queries:
@@ -249,7 +242,7 @@ def test_a_critic_learns_the_same_from_a_batch_of_roles(new_shared: Models, text
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("student_rank", [0, 4])
 def test_requires_grad_never_flips(
-    new_shared: Models, texts: Conditions, points: Points, checkpointing: bool, student_rank: int
+    kind: Kind, new_shared: Models, texts: Conditions, checkpointing: bool, student_rank: int
 ) -> None:
     shared = new_shared(checkpointing=checkpointing, student_rank=student_rank)
     parameters = dict(shared.base.named_parameters())
@@ -260,23 +253,23 @@ def test_requires_grad_never_flips(
     def look(*_: Any) -> None:
         seen.append(before == {name: p.requires_grad for name, p in parameters.items()})
 
-    shared.base.blocks[1].register_forward_hook(look)  # type: ignore[index, union-attr]
+    list(kind.backbone.blocks(shared.base))[1].register_forward_hook(look)
     roles: tuple[Role, ...] = ("teacher", "real", "fake", "generator")
-    total = sum(shared.predict(role, points(), SIGMA, texts(2)).sum() for role in roles)
+    total = sum(shared.predict(role, kind.points(), SIGMA, texts(2)).sum() for role in roles)
     total.backward()  # type: ignore[union-attr]
     look()
     assert len(seen) >= 4 and all(seen)
 
 
 def test_a_failing_call_leaves_no_role_behind(
-    pristine: nn.Module, new_shared: Models, texts: Conditions, points: Points
+    kind: Kind, pristine: nn.Module, new_shared: Models, texts: Conditions
 ) -> None:
     shared = new_shared()
     with pytest.raises(RuntimeError):
-        shared.predict("fake", points()[:, :3], SIGMA, texts(2))  # 3 channels instead of 16
+        shared.predict("fake", kind.points()[:, :3], SIGMA, texts(2))  # 3 channels
     with torch.no_grad():  # a plain call of the base has no adapter
-        found = by_hand(shared.base, points(), SIGMA, texts(2))
-        assert torch.equal(found, by_hand(pristine, points(), SIGMA, texts(2)))
+        found = kind.by_hand(shared.base, kind.points(), SIGMA, texts(2))
+        assert torch.equal(found, kind.by_hand(pristine, kind.points(), SIGMA, texts(2)))
 
 
 def test_the_base_state_is_the_untouched_base(pristine: nn.Module, new_shared: Models) -> None:
@@ -296,8 +289,8 @@ def test_adapters_start_from_their_seed_alone(new_shared: Models) -> None:
     assert all(not p.any() for name, p in first.items() if ".lora_B." in name)
 
 
-def test_adapters_of_a_bf16_base_stay_in_float32(pristine: nn.Module) -> None:
+def test_adapters_of_a_bf16_base_stay_in_float32(kind: Kind, pristine: nn.Module) -> None:
     base = copy.deepcopy(pristine).to(torch.bfloat16)
-    shared = SharedModel(WAN, base, critic_rank=2, student_rank=2)
+    shared = SharedModel(kind.backbone, base, critic_rank=2, student_rank=2)
     for role in ("fake", "generator"):
         assert {p.dtype for p in shared.parameters(role).values()} == {torch.float32}

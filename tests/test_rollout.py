@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from kind import Conditions, Models
 from torch import Tensor
-from wan_kinds import Conditions, Models
 
 from w2svd_core.condition import Condition
 from w2svd_core.errors import UserError

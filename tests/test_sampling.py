@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from kind import Conditions, Models
 from torch import Tensor
-from wan_kinds import Conditions, Models
 
 from w2svd_core.flow import RectifiedFlow, VariancePreserving, sigma_list
 from w2svd_core.generation import Way, generate, predictor

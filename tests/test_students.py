@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from wan_kinds import Programs, Recipes
+from kind import Programs, Recipes
 
 from w2svd_core.assembly import Job, bundled_encoders
 from w2svd_core.config import check_recipe, load_recipe

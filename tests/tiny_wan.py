@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from kind import Asked
 from torch import Tensor, nn
 
 from w2svd_core.backbones import wan_keys
@@ -70,6 +71,23 @@ class TinyWan:
         lacking = {"image_encoder": None, "image_processor": None} if image and self.kind != "i2v" else {}
         found = made.from_pretrained(self.folder, local_files_only=True, **lacking)
         found.set_progress_bar_config(disable=True)
+        return found
+
+    def reference(self, pipeline: Any, asked: Asked) -> Tensor:
+        """The latents that the pipeline makes."""
+        height, width = self.size
+        found: Tensor = pipeline(
+            prompt=list(asked.prompts),
+            negative_prompt=[asked.negative] * len(asked.prompts),
+            height=height,
+            width=width,
+            num_frames=asked.frames,
+            num_inference_steps=asked.steps,
+            guidance_scale=asked.guidance,
+            latents=asked.noise.clone(),
+            output_type="latent",
+            **({} if asked.picture is None else {"image": asked.picture}),
+        ).frames
         return found
 
 
@@ -212,3 +230,9 @@ def picture(height: int, width: int, seed: int = 0) -> Any:
     smooth = nn.functional.interpolate(coarse, size=(height, width), mode="bilinear")[0]
     pixels = (255 * (0.9 * smooth + 0.1 * torch.rand(3, height, width, generator=rng))).byte()
     return Image.fromarray(pixels.permute(1, 2, 0).numpy())
+
+
+def video_of(tiny: TinyWan, frames: int = FRAMES, rows: int = 1, seed: int = 0) -> Tensor:
+    """Moving smooth colours, `rows 3 frames h w` in [-1, 1]."""
+    coarse = torch.rand(rows, 3, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
+    return 2 * nn.functional.interpolate(coarse, size=(frames, *tiny.size), mode="trilinear") - 1

@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
-from typing import Any, cast
+from functools import partial
+from typing import Any
 
 import torch
+from kind import Kind
+from tiny_wan import tiny_wan
 from torch import Tensor, nn
 
-from w2svd_core.assembly import job_of
-from w2svd_core.backbones import backbone
+from w2svd_core.backbones import wan_keys
 from w2svd_core.condition import Condition
-from w2svd_core.data.latents import LatentSet
-from w2svd_core.roles import SharedModel
-from w2svd_core.settings import Recipe
-from w2svd_core.trainer import Program
-
-Conditions = Callable[..., Condition]
-Models = Callable[..., SharedModel]
-Recipes = Callable[..., Recipe]
-Programs = Callable[..., Any]
 
 TEXT, IMAGE = 16, 20  # widths of embeddings
 IMAGE_TOKENS, TEXT_TOKENS = 7, 5
-KINDS: dict[str, dict[str, Any]] = {  # what differs from text-to-video
+CHANGES: dict[str, dict[str, Any]] = {  # what differs from text-to-video
     "t2v": {},
     "i2v": {"in_channels": 36, "image_dim": IMAGE, "added_kv_proj_dim": 24},
     "ti2v": {"in_channels": 48, "out_channels": 48},
@@ -41,7 +32,7 @@ def new_wan(kind: str = "t2v", **changes: Any) -> nn.Module:
     }  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = WanTransformer3DModel(**sizes | KINDS[kind] | changes)
+        model = WanTransformer3DModel(**sizes | CHANGES[kind] | changes)
     found: nn.Module = model.eval().requires_grad_(False)
     return found
 
@@ -88,28 +79,37 @@ def by_hand(model: nn.Module, x_t: Tensor, sigma: Tensor, condition: Condition) 
     return found
 
 
-def with_roles(pristine: nn.Module, fresh: bool = False, **settings: Any) -> SharedModel:
-    """A copy of the model with its roles; the adapters do something already unless `fresh`."""
-    chosen = {"critic_rank": 4, "student_rank": 4} | settings
-    model = SharedModel(backbone("wan"), copy.deepcopy(pristine), **chosen)
-    rng = torch.Generator().manual_seed(1)
-    for name, parameter in model.base.named_parameters():
-        if ".lora_" in name and not fresh:
-            parameter.data = 0.2 * torch.randn(parameter.shape, generator=rng)
-    return model
+def lora_pipeline(kind: str, model: nn.Module) -> Any:
+    """diffusers' pipeline round a model, with nothing else in it."""
+    from diffusers import WanImageToVideoPipeline, WanPipeline
+
+    others: dict[str, Any] = dict(tokenizer=None, text_encoder=None, vae=None, scheduler=None)
+    if kind == "i2v":
+        others |= dict(image_encoder=None, image_processor=None)
+    return (WanImageToVideoPipeline if kind == "i2v" else WanPipeline)(transformer=model, **others)
 
 
-def program_of(recipe: Recipe, pristine: nn.Module, data: LatentSet, source: Any = None, **settings: Any) -> Program:
-    """The program of a recipe on a copy of the model, as `assembly` makes it."""
-
-    matches = recipe.method == "distribution_matching" and recipe.matching.weight > 0
-    of_recipe = {
-        "critic_rank": recipe.critic.rank if matches and recipe.critic.kind == "lora" else 0,
-        "critic_copy": matches and recipe.critic.kind == "full",
-        "student_rank": recipe.student.rank if recipe.student.kind == "lora" else 0,
-        "alpha_weak": recipe.matching.alpha_weak,
-        "alpha_strong": recipe.matching.alpha_strong,
-        "checkpointing": recipe.model.gradient_checkpointing,
-    }
-    model = with_roles(pristine, **{"fresh": True, **of_recipe, **settings})
-    return job_of(recipe, model, cast(Any, source), data).program
+WIDE: dict[str, Any] = {"attention_head_dim": 128, "num_attention_heads": 1, "text_dim": TEXT}  # Wan's own heads
+TELLING = {kind: WIDE | ({"added_kv_proj_dim": 128} if kind == "i2v" else {}) for kind in CHANGES}
+WAN = tuple(
+    Kind(
+        family="wan",
+        name=kind,
+        new=partial(new_wan, kind),
+        points=partial(points_of, kind),
+        condition=partial(condition_of, kind),
+        by_hand=by_hand,
+        telling=TELLING[kind],
+        native=lambda model: wan_keys.to_native(model.state_dict()),
+        picture="" if kind == "t2v" else "start",
+        held=kind == "ti2v",
+        either=kind == "ti2v",
+        lora_pipeline=partial(lora_pipeline, kind),
+        native_loras=True,
+        recipe="wan_t2v_1_3b",
+        finetune="wan_finetune",
+        tiny=partial(tiny_wan, kind),
+        files=True,
+    )
+    for kind in CHANGES
+)

@@ -23,7 +23,8 @@ class Asked:
     """Everything that sampling needs beside the model. What is asked for twice is held once.
 
     Attributes:
-        texts, starts: a row for each different prompt, and each different first frame (none where there are none).
+        texts, starts: a row for each different prompt, and each different first frame (none where there are none;
+            with each prompt that it is asked with, where the model reads the two together).
         numbers: for each clip, its row in `texts` and in `starts`.
         null: one row.
         codec: what decodes the answers.
@@ -69,20 +70,24 @@ def ask(source: EncoderSource, data: Data, prompts: Sequence[str], pictures: Seq
     rows = {prompt: row for row, prompt in enumerate(different)}
     if pictures is None:
         return Asked(texts, None, [(rows[prompt], 0) for prompt in prompts], null, codec, shape)
-    seen = {picture.tobytes(): picture for picture in pictures}
+    keys = [
+        (picture.tobytes(), prompt if source.captioned else "")
+        for prompt, picture in zip(prompts, pictures, strict=True)
+    ]
+    seen = dict(zip(keys, zip(pictures, prompts, strict=True), strict=True))
     starts = _encoded(source, codec, list(seen.values()), data)
     places = {key: row for row, key in enumerate(seen)}
-    numbers = [(rows[prompt], places[picture.tobytes()]) for prompt, picture in zip(prompts, pictures, strict=True)]
+    numbers = [(rows[prompt], places[key]) for prompt, key in zip(prompts, keys, strict=True)]
     return Asked(texts, starts, numbers, null, codec, shape)
 
 
-def _encoded(source: EncoderSource, codec: Codec, pictures: Sequence[Image], data: Data) -> Condition:
-    """What a model is shown of first frames, a row for each."""
+def _encoded(source: EncoderSource, codec: Codec, pairs: Sequence[tuple[Image, str]], data: Data) -> Condition:
+    """What a model is shown of first frames and their prompts, a row for each."""
     start = source.load_start(codec)
     assert start is not None  # `source.starts`
     at_once = max(1, PIXELS // (data.frames * data.height * data.width))
     parts = []
-    for i in range(0, len(pictures), at_once):
-        first = to_unit(np.stack(pictures[i : i + at_once])[:, None])
-        parts.append(Condition(start.encode(first, data.frames)))
+    for i in range(0, len(pairs), at_once):
+        pictures, prompts = zip(*pairs[i : i + at_once], strict=True)
+        parts.append(Condition(start.encode(to_unit(np.stack(pictures)[:, None]), data.frames, prompts)))
     return Condition.cat(parts)

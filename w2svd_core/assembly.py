@@ -39,7 +39,11 @@ from .trainer import Program
 
 ASSETS = Path(__file__).parent / "assets"
 BUNDLED_TEACHER = ASSETS / "portrait_teacher.safetensors"
-BUNDLED = {"image_unet": ASSETS / "portrait_image.safetensors", "animatediff": ASSETS / "portrait_motion.safetensors"}
+BUNDLED = {  # a teacher of each family that has one
+    "wan": BUNDLED_TEACHER,
+    "image_unet": ASSETS / "portrait_image.safetensors",
+    "animatediff": ASSETS / "portrait_motion.safetensors",
+}
 BUNDLED_CODEC = ASSETS / "portrait_codec.safetensors"
 
 
@@ -60,9 +64,16 @@ def bundled_encoders() -> LoadedEncoders:
 
 
 def located(settings: Model) -> Model:
-    """The same model with every part on this machine: the bundled one by its path, hub repositories fetched."""
-    own = BUNDLED.get(settings.family, BUNDLED_TEACHER)
-    path = str(own) if settings.path == "bundled" else settings.path
+    """The same model with every part on this machine: the bundled one by its path, hub repositories fetched.
+
+    Raises:
+        UserError: there is no such family, or no bundled model of it; or as `fetched`.
+    """
+    name, path = backbone(settings.family).name, settings.path
+    if path == "bundled" and settings.init != "random":  # a new one comes from nowhere
+        if name not in BUNDLED:
+            raise UserError(f"there is no bundled model of the family {name}; name one in model.path")
+        path = str(BUNDLED[name])
     return fetched(settings.model_copy(update={"path": path}))
 
 

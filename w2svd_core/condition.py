@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+FRAME_FIELDS = ("start", "first")  # latents that show a given first frame: beside the noise, or as x0 itself holds it
 GUIDANCE = "guidance"  # the field (B,) that tells a model its embedded guidance
 
 

@@ -12,6 +12,7 @@ from .config import Parser
 from .errors import UserError, guarded
 
 if TYPE_CHECKING:
+    from .backbones.base import Backbone
     from .exporting import Base
 
 MAX_RANK = 8192
@@ -59,7 +60,7 @@ def parser() -> Parser:
 
 def _add_common(door: argparse.ArgumentParser, base: str, out: str) -> None:
     door.add_argument("--model", metavar="BASE", help=base)
-    door.add_argument("--family", default="wan", help="of the model; default wan")
+    door.add_argument("--family", default="", help="of the model; default: the one whose layers a LoRA has, else wan")
     door.add_argument("--out", type=Path, required=True, help=f"{out}; it must not be there yet")
 
 
@@ -113,9 +114,8 @@ def carry_out(args: argparse.Namespace) -> list[str]:
         UserError: the input or the disk does not serve.
     """
     from . import exporting  # torch, and all that is heavy, only for arguments that hold
-    from .backbones import backbone
 
-    family = backbone(args.family)
+    family = _family(args)
     base = exporting.Base(args.model, any=getattr(args, "any_base", False)) if args.model else None
     match args.command:
         case "convert":
@@ -124,6 +124,19 @@ def carry_out(args: argparse.Namespace) -> list[str]:
             return exporting.merge(family, args.loras, args.out, _named(base), args.precision)
         case _:
             return _extract(args, base)
+
+
+def _family(args: argparse.Namespace) -> Backbone:
+    """The family that is named, or whose LoRA the first file is."""
+    from .backbones import backbone, family_of_lora
+    from .files import opened_safetensors
+    from .places import parse_lora
+
+    if args.family or args.command == "extract":
+        return backbone(args.family or "wan")
+    path = args.lora if args.command == "convert" else parse_lora(args.loras[0])[0]
+    with opened_safetensors(path) as file:
+        return family_of_lora(list(file.keys()))
 
 
 def _extract(args: argparse.Namespace, base: Base | None) -> list[str]:
@@ -136,7 +149,7 @@ def _extract(args: argparse.Namespace, base: Base | None) -> list[str]:
         return exporting.extract(backbone(family), source, args.out, args.to, args.rank, base)
     if not args.source.exists():
         raise UserError(f"{args.source} is not there; name a run folder, a model folder or a native file")
-    return exporting.extract(backbone(args.family), args.source, args.out, args.to, args.rank, _named(base))
+    return exporting.extract(_family(args), args.source, args.out, args.to, args.rank, _named(base))
 
 
 def _named(base: Base | None) -> Base:

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from .assembly import BUNDLED as OF_FAMILY
 from .assembly import located
 from .backbones.base import Backbone
 from .config import load_recipe
@@ -59,7 +60,7 @@ class Base:
         Raises:
             UserError: as `Backbone.load`, or a LoRA does not fit.
         """
-        place = located(Model(path=self.path)).path
+        place = located(Model(family=family.name, path=self.path)).path
         model = family.load(Path(place), dtype_named(precision)).eval().requires_grad_(False)
         merge_files(model, self.loras, family.keys)
         return model
@@ -162,13 +163,13 @@ def _told(found: Difference) -> str:
 
 
 def _layers(family: Backbone, model: nn.Module, format: Format) -> list[str]:
-    """The linear layers that a file of a format can hold a LoRA of: those that have the same shape in its world."""
+    """The linear layers that a file of a format can hold a LoRA of: those that take as much in its world."""
     native: Mapping[str, Tensor] = family.native_state(model) if format == "native" else {}
     names = []
     for name, layer in model.named_modules():
         if isinstance(layer, nn.Linear):
             theirs = native.get(f"{family.keys.native_module(name)}.weight", layer.weight)
-            if theirs.shape == layer.weight.shape:
+            if theirs.shape[1:] == layer.weight.shape[1:]:
                 names.append(name)
     return names
 
@@ -217,7 +218,7 @@ def _model_for(
     family: Backbone, metadata: LoraMetadata | None, base: Base | None, path: Path, lines: list[str]
 ) -> nn.Module | None:
     """The base to compare outputs with, in float32; None if there is none."""
-    if base is None and not (metadata and metadata.base_hash):
+    if base is None and not (family.name in OF_FAMILY and metadata and metadata.base_hash):
         return None
     precision = (metadata.base_precision if metadata else "") or "fp32"
     model = (base or Base(BUNDLED)).load(family, precision)

@@ -1,4 +1,6 @@
-"""Models from the Hugging Face hub, for a recipe that names one: `hub:owner/name`. Nothing else is ever downloaded."""
+"""Models from the Hugging Face hub, for a recipe that names one: `hub:owner/name`, with a branch after an @ where it is
+not the main one. Nothing else is ever downloaded.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +14,8 @@ FOLDERS = {  # of a pipeline's repository, by the setting that names it; none fo
     "vae": ("vae",),
     "text_encoder": ("text_encoder",),
     "tokenizer": ("tokenizer",),
+    "text_encoder_2": ("text_encoder_2",),
+    "tokenizer_2": ("tokenizer_2",),
     "image_encoder": ("image_encoder", "image_processor"),
 }
 
@@ -32,7 +36,8 @@ def _fetch(part: str, repository: str) -> str:
 
     try:
         inside = [f"{folder}/{kind}" for folder in FOLDERS[part] for kind in FILES]
-        return snapshot_download(repository, allow_patterns=inside or list(FILES))
+        name, _, branch = repository.partition("@")
+        return snapshot_download(name, revision=branch or None, allow_patterns=inside or list(FILES))
     except Exception as error:  # the hub has many kinds: no network, no such repository, no permission, a bad name
         reason = (" ".join(str(error).split()) or type(error).__name__)[:200]
         raise UserError(

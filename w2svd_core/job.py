@@ -155,7 +155,7 @@ def unusual(recipe: Recipe, facts: Facts) -> list[str]:
         found.append(f"data.fps is {recipe.data.fps:g}, and {facts.name} makes clips of {facts.fps:g} frames a second")
     if recipe.data.frames > facts.frames:
         found.append(f"data.frames is {recipe.data.frames}, and {facts.name} makes clips of up to {facts.frames}")
-    if recipe.teacher.guidance_scale == 1:
+    if recipe.teacher.guidance_scale == 1 != facts.guidance_scale:
         found.append(f"teacher.guidance_scale is 1, and {facts.name} is sampled with {facts.guidance_scale:g}")
     return found
 

@@ -1,4 +1,4 @@
-"""LoRA files: native (ComfyUI) and diffusers formats, the base that a LoRA needs, in and out of peft.
+"""LoRA files: native (ComfyUI) and diffusers formats, and the base that a LoRA needs.
 
 In memory a LoRA is `dict[diffusers module name, LoraPair]`; a layer's weight gains alpha / r * up @ down.
 Nothing here knows a model family: names are translated by a `KeyMap` (`backbones/wan_keys.py` is one).
@@ -10,8 +10,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,34 +18,22 @@ import torch
 from torch import Tensor, nn
 
 from .backbones.base import KeyMap
+from .backbones.key_parts import Part, Parts, split
 from .errors import UserError
 from .files import opened_safetensors, read_safetensors, write_safetensors
 from .hashing import tensors_hash
 from .lora_metadata import LoraMetadata as LoraMetadata
 from .lora_metadata import Schedule as Schedule
+from .lora_pairs import LoraPair as LoraPair
+from .lora_pairs import fused, parted
+from .lora_peft import load_into_peft as load_into_peft
+from .lora_peft import pairs_from_peft as pairs_from_peft
 
 Format = Literal["native", "diffusers"]
 _DIFFUSERS_METADATA = "lora_adapter_metadata"  # the name that diffusers gave to its JSON of rank and alpha
 _PREFIXES = ("model.diffusion_model.", "diffusion_model.", "transformer.")
 _KEY = re.compile(r"(?P<module>.+)\.(?:(?P<side>lora_down|lora_up|lora_A|lora_B)(?:\.[^.]+)?\.weight|(?P<alpha>alpha))")
 _LORA_PARTS = {"lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector"}
-
-
-@dataclass(frozen=True)
-class LoraPair:
-    """One layer's update alpha / r * up @ down, with down (r, in) and up (out, r)."""
-
-    down: Tensor
-    up: Tensor
-    alpha: float
-
-    @property
-    def rank(self) -> int:
-        return int(self.down.shape[0])
-
-    def delta(self) -> Tensor:
-        """The change of the layer's weight (out, in)."""
-        return (self.up @ self.down) * (self.alpha / self.rank)
 
 
 # ---- writing -------------------------------------------------------------------------------------
@@ -80,8 +67,8 @@ def write_lora(
     elif format == "diffusers":
         tensors = {}
         for name, pair in pairs.items():
-            tensors[f"transformer.{name}.lora_A.weight"] = pair.down
-            tensors[f"transformer.{name}.lora_B.weight"] = pair.up
+            stem = f"transformer.{name}"
+            tensors |= {f"{stem}.lora_A.weight": pair.down, f"{stem}.lora_B.weight": pair.up}
         settings = {f"transformer.{key}": value for key, value in peft_settings(pairs).items()}
         strings[_DIFFUSERS_METADATA] = json.dumps(settings, indent=2, sort_keys=True)
     else:
@@ -91,16 +78,18 @@ def write_lora(
 
 def native_tensors(pairs: Mapping[str, LoraPair], key_map: KeyMap) -> dict[str, Tensor]:
     """The tensors of a native file, by key; ComfyUI's LORA_MODEL is the same. An unknown module raises `UserError`."""
-    tensors: dict[str, Tensor] = {}
+    layers: dict[str, dict[str, LoraPair]] = {}
     for name, pair in pairs.items():
-        stem = f"diffusion_model.{key_map.native_module(name)}"
+        layers.setdefault(key_map.native_module(name), {})[name] = pair
+    tensors: dict[str, Tensor] = {}
+    for native, of_layer in layers.items():
+        stem, pair = f"diffusion_model.{native}", fused(key_map.parts(native), of_layer)
         up = pair.up
-        if key_map.native_alpha(name):
+        if key_map.native_alpha(next(iter(of_layer))):
             tensors[f"{stem}.alpha"] = torch.tensor(pair.alpha, dtype=torch.float32)
         elif pair.alpha != pair.rank:
             up = up * (pair.alpha / pair.rank)
-        tensors[f"{stem}.lora_down.weight"] = pair.down
-        tensors[f"{stem}.lora_up.weight"] = up
+        tensors |= {f"{stem}.lora_down.weight": pair.down, f"{stem}.lora_up.weight": up}
     return tensors
 
 
@@ -157,18 +146,18 @@ def lora_of(
         path: what errors call it; peft's `adapter_config.json` is looked for beside it.
         unknown: is given the keys that are not understood; None refuses them.
     """
-    raw: dict[str, dict[str, Tensor]] = {}
+    raw: dict[Parts, dict[str, Tensor]] = {}
     odd: list[str] = []
     for key, tensor in tensors.items():
         match = _KEY.fullmatch(key)
-        name = _diffusers_name(match["module"], key_map) if match else None
-        if match is None or name is None:
+        parts = _parts(match["module"], key_map) if match else None
+        if match is None or parts is None:
             odd.append(key)
             continue
-        part = "alpha" if match["alpha"] else "down" if match["side"] in ("lora_down", "lora_A") else "up"
-        if part in raw.setdefault(name, {}):
-            raise UserError(f"{path} holds the layer {name} twice (key {key}); keep one LoRA in a file")
-        raw[name][part] = tensor
+        side = "alpha" if match["alpha"] else "down" if match["side"] in ("lora_down", "lora_A") else "up"
+        if side in raw.setdefault(parts, {}):
+            raise UserError(f"{path} holds the layer {_told(parts)} twice (key {key}); keep one LoRA in a file")
+        raw[parts][side] = tensor
     if not any(".lora_" in key for key in tensors):
         raise UserError(f"{path} holds no LoRA (first key: {next(iter(tensors), 'none')}); choose a LoRA file")
     odd = [key for key in odd if change_of(key, key_map) is None]
@@ -178,7 +167,15 @@ def lora_of(
     if unknown is not None:
         unknown += odd
     settings = _settings(path, strings, peft=any(key.startswith("base_model.model.") for key in tensors))
-    pairs = {name: _pair(path, name, parts, settings) for name, parts in raw.items()}
+    pairs: dict[str, LoraPair] = {}
+    for parts, sides in raw.items():
+        try:
+            found = parted(parts, _pair(path, _told(parts), sides, settings))
+        except UserError as error:
+            raise UserError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
+        if twice := sorted(found.keys() & pairs.keys()):
+            raise UserError(f"{path} holds the layer {twice[0]} twice; keep one LoRA in a file")
+        pairs |= found
     return pairs, LoraMetadata.from_strings(strings, path)
 
 
@@ -191,32 +188,46 @@ def read_changes(path: Path, key_map: KeyMap) -> dict[str, Tensor]:
     Raises:
         UserError: missing, pickled or truncated.
     """
+    changes: dict[str, Tensor] = {}
     with opened_safetensors(path) as file:
-        named = {key: change_of(key, key_map) for key in file.keys()}  # noqa: SIM118 (not a dict)
-        return {name: file.get_tensor(key) for key, name in named.items() if name is not None}
+        for key in file.keys():  # noqa: SIM118 (not a dict)
+            if (whose := change_of(key, key_map)) is not None:
+                found = split(whose[0], file.get_tensor(key))
+                changes |= {name + whose[1]: change for name, change in found.items()}
+    return changes
 
 
-def change_of(key: str, key_map: KeyMap) -> str | None:
-    """Whose whole change a key holds; None for other keys."""
+def change_of(key: str, key_map: KeyMap) -> tuple[Parts, str] | None:
+    """Whose whole change a key holds: the diffusers modules, and ".bias" or "" after them; None for other keys."""
     for end, leaf in ((".diff_b", ".bias"), (".diff", "")):
         if key.endswith(end):
-            name = _diffusers_name(key.removesuffix(end), key_map)
-            return None if name is None else name + leaf
+            parts = _parts(key.removesuffix(end), key_map)
+            return None if parts is None else (parts, leaf)
     return None
 
 
-def _diffusers_name(stem: str, key_map: KeyMap) -> str | None:
-    """The diffusers module that a key's stem means, or None; a native prefix makes native names win."""
+def has_place(key: str, key_map: KeyMap) -> bool:
+    """Whether a family knows what a key of a LoRA file is for."""
+    match = _KEY.fullmatch(key)
+    return change_of(key, key_map) is not None or bool(match and _parts(match["module"], key_map))
+
+
+def _told(parts: Parts) -> str:
+    return ", ".join(dict.fromkeys(part.module for part in parts))
+
+
+def _parts(stem: str, key_map: KeyMap) -> Parts | None:
+    """The diffusers modules that a key's stem means, or None; a native prefix makes native names win."""
     stem = stem.removeprefix("base_model.model.")
     prefix = next((prefix for prefix in _PREFIXES if stem.startswith(prefix)), "")
     stem = stem[len(prefix) :]
 
-    def native() -> str:
-        return key_map.diffusers_module(stem)
+    def native() -> Parts:
+        return key_map.parts(stem)
 
-    def ours() -> str:
+    def ours() -> Parts:
         key_map.native_module(stem)
-        return stem
+        return (Part(stem),)
 
     for reading in (native, ours) if "diffusion_model." in prefix else (ours, native):
         try:
@@ -314,84 +325,3 @@ def check_base(metadata: LoraMetadata | None, expected_hash: str, path: Path | s
             f"is {expected_hash[:12]}); load the model that it was trained on"
         )
     return True
-
-
-# ---- peft ----------------------------------------------------------------------------------------
-
-
-def pairs_from_peft(model: nn.Module, adapter: str) -> dict[str, LoraPair]:
-    """Copies (CPU, own precision) of a peft adapter's matrices; alpha as configured, not as a role set it.
-
-    Raises:
-        UserError: the model has no such adapter, or it is not a plain LoRA of linear layers.
-    """
-    pairs: dict[str, LoraPair] = {}
-    for name, layer in _layers(model, adapter):
-        down, up = layer.lora_A[adapter], layer.lora_B[adapter]
-        if not isinstance(down, nn.Linear) or up.bias is not None or adapter in layer.lora_magnitude_vector:
-            raise UserError(f"the adapter {adapter} is not a plain LoRA at {name}; use linear layers, no bias, no DoRA")
-        pairs[name] = LoraPair(_copy(down.weight), _copy(up.weight), _alpha(layer, adapter))
-    return pairs
-
-
-def load_into_peft(model: nn.Module, adapter: str, pairs: Mapping[str, LoraPair]) -> tuple[list[str], list[str]]:
-    """Fill an adapter that is already on the model, so that it has exactly the effect of `pairs`.
-
-    Rank, alpha and scale of the layers stay: where alpha / r differs the ratio goes into `up`, a smaller rank
-    leaves the other rows of `down` as they are with zeros in `up`. Layers without a pair get a zero `up`.
-
-    Returns:
-        Names in `pairs` that were loaded, and names that the adapter has no layer for.
-
-    Raises:
-        UserError: no such adapter, nothing matches, or a pair does not fit; nothing was changed then.
-    """
-    layers = dict(_layers(model, adapter))
-    matched, unmatched = [n for n in pairs if n in layers], [n for n in pairs if n not in layers]
-    if not matched:
-        raise UserError(
-            f"none of the LoRA's layers ({', '.join(unmatched[:3])}) is in the adapter {adapter}; "
-            "is it for another model?"
-        )
-    for name in matched:
-        pair, down, up = pairs[name], layers[name].lora_A[adapter].weight, layers[name].lora_B[adapter].weight
-        if pair.down.shape[1:] != down.shape[1:] or pair.up.shape[0] != up.shape[0]:
-            raise UserError(
-                f"the LoRA's layer {name} is {pair.down.shape[1]} -> {pair.up.shape[0]} wide, the model's "
-                f"{down.shape[1]} -> {up.shape[0]}; it is for another model"
-            )
-        if pair.rank > down.shape[0]:
-            raise UserError(
-                f"the LoRA has rank {pair.rank} at {name}, the adapter {down.shape[0]}; set rank {pair.rank}"
-            )
-    with torch.no_grad():
-        for name, layer in layers.items():
-            down, up = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
-            if name not in pairs:
-                up.zero_()
-                continue
-            pair = pairs[name]
-            ratio = (pair.alpha / pair.rank) / (_alpha(layer, adapter) / down.shape[0])
-            down[: pair.rank].copy_(pair.down)
-            up[:, pair.rank :].zero_()
-            up[:, : pair.rank].copy_(pair.up if ratio == 1 else pair.up.double() * ratio)
-    return matched, unmatched
-
-
-def _layers(model: nn.Module, adapter: str) -> Iterator[tuple[str, Any]]:
-    found = False
-    for name, module in model.named_modules():
-        if adapter in getattr(module, "lora_A", {}):
-            found = True
-            yield name.removeprefix("base_model.model."), module
-    if not found:
-        raise UserError(f"the model has no adapter named {adapter}")
-
-
-def _alpha(layer: Any, adapter: str) -> float:
-    alpha, rank = float(layer.lora_alpha[adapter]), int(layer.r[adapter])
-    return alpha * math.sqrt(rank) if layer.use_rslora.get(adapter, False) else alpha
-
-
-def _copy(weight: Tensor) -> Tensor:
-    return weight.detach().cpu().clone().contiguous()

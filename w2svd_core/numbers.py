@@ -1,4 +1,4 @@
-"""Number formats, without an import of torch."""
+"""Number formats, and numbers in words, without an import of torch."""
 
 from __future__ import annotations
 
@@ -11,3 +11,11 @@ if TYPE_CHECKING:
 def wide(x: Tensor) -> Tensor:
     """`x` in float32, or unchanged where it is wider already."""
     return x if x.is_floating_point() and x.element_size() >= 4 else x.float()
+
+
+def in_words(count: int) -> str:
+    """A number of parameters, as people say it."""
+    for unit, letter in ((1e9, " billion"), (1e6, " million")):
+        if count >= unit:
+            return f"{count / unit:.1f}{letter}"
+    return f"{count:,}"

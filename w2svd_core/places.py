@@ -9,8 +9,9 @@ from pathlib import Path
 from .errors import UserError
 from .settings import Recipe
 
+ENCODERS = ("vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "image_encoder")  # of `model`
 PLACES = {
-    "model": ("path", "vae", "text_encoder", "tokenizer", "image_encoder"),
+    "model": ("path", *ENCODERS),
     "student": ("init",),
     "data": ("folder", "prompts", "cache"),
     "frame_matching": ("model",),

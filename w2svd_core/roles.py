@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -311,6 +312,12 @@ def _rows_like(strength: Tensor, output: Tensor) -> Tensor:
     return rows.to(output.dtype).view(-1, *[1] * (output.ndim - 1))
 
 
+def matching(targets: Sequence[str]) -> re.Pattern[str]:
+    """What fully matches the names of modules that end in one of the targets (see `Backbone.lora_targets`)."""
+    endings = "|".join(re.escape(target).replace(r"\*", r"[^.]+") for target in targets)
+    return re.compile(rf"(?:.*\.)?(?:{endings})")
+
+
 def _inject(base: nn.Module, targets: Sequence[str], ranks: Mapping[str, int]) -> list[Any]:
     """Put float32 adapters into the base, up = 0, and list the layers that hold them."""
     if not ranks:
@@ -318,10 +325,11 @@ def _inject(base: nn.Module, targets: Sequence[str], ranks: Mapping[str, int]) -
     from peft import LoraConfig, inject_adapter_in_model
     from peft.tuners.lora import LoraLayer
 
+    layers = matching(targets).pattern
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # a second adapter is what we want
         for name, rank in ranks.items():
-            inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=list(targets)), base, name)
+            inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=layers), base, name)
     for name, parameter in base.named_parameters():
         trained = ".lora_" in name
         parameter.requires_grad_(trained)

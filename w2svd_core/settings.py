@@ -26,7 +26,8 @@ class Model(Section):
     family: str = setting("wan", "model family, by its name in the backbones registry")
     path: str = setting(
         "bundled",
-        "bundled = the portrait teacher of this repo; else a model folder or file, or hub:owner/name to download",
+        "bundled = the portrait teacher of this repo; else a model folder or file, or hub:owner/name (or "
+        "hub:owner/name@branch) to download",
     )
     loras: tuple[str, ...] = setting(
         (),
@@ -40,6 +41,10 @@ class Model(Section):
     text_encoder: str = setting("", "folder or native file of the text encoder; empty = the one in model.path")
     text_precision: Literal["fp32", "bf16"] = setting("bf16", "number format of the model's own text encoder")
     tokenizer: str = setting("", "folder of the tokenizer; empty = the one in model.path")
+    text_encoder_2: str = setting(
+        "", "folder or native file of the second text encoder, where there is one; empty = the one in model.path"
+    )
+    tokenizer_2: str = setting("", "folder of the second tokenizer; empty = the one in model.path")
     image_encoder: str = setting("", "folder or native file of the image encoder; empty = the one in model.path")
     precision: Literal["fp32", "bf16", "fp16"] = setting("fp32", "number format of the base's weights and maths")
     gradient_checkpointing: bool = setting(False, "recompute activations: less memory, about a third more time")
@@ -48,7 +53,8 @@ class Model(Section):
     )
     first_frame: bool = setting(
         False,
-        "clips start from a given first frame (only for init random, and for a model that can do both: Wan 2.2 TI2V)",
+        "clips start from a given first frame (only for init random, and for a model that can do both: Wan 2.2 TI2V, "
+        "Cosmos)",
     )
     init: Literal["load", "random", "first_frame"] = setting(
         "load",

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from .config import load_recipe, recipe_from
 from .errors import UserError
+from .places import ENCODERS
 from .settings import Model, Recipe
 
 FIRST = "teacher"  # the fine-tune's run folder, inside the distillation's
@@ -73,5 +74,4 @@ def with_trained_teacher(recipe: Recipe, run: Path) -> Recipe:
 
 def _with_encoders_of_its_own(model: Model) -> Model:
     """The model with its encoders named where they lie now, so that another path does not lose them."""
-    names = ("vae", "text_encoder", "tokenizer", "image_encoder")
-    return model.model_copy(update={name: getattr(model, name) or model.path for name in names})
+    return model.model_copy(update={name: getattr(model, name) or model.path for name in ENCODERS})

@@ -23,6 +23,7 @@ from w2svd_core.files import write_safetensors
 from w2svd_core.generation import Way, generate
 from w2svd_core.lora_files import base_hash, pairs_from_peft, read_lora, write_lora
 from w2svd_core.roles import Query, SharedModel
+from w2svd_core.train import main as train
 
 FAMILIES = ("image_unet", "animatediff")
 TEXT = 16
@@ -280,3 +281,11 @@ def test_avdm2_runs_on_animatediff(image: str, tmp_path: Path) -> None:
     now = {n: p for name, one in program.learners().items() for n, p in one.parameters.items()}
     assert all(not torch.equal(p, start[n]) for n, p in now.items() if "lora_B" in n)
     assert base_hash(model.base_state()) == before
+
+
+def test_a_model_that_is_not_there_is_named_before_clips_are_drawn(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    given = ["--model.path", str(tmp_path / "none.safetensors"), "--data.cache", str(cache), "--train.tracker", "none"]
+    with pytest.raises(UserError, match=r"none\.safetensors is not there"):
+        train(["portraits_avdm2_unets", *given, "--out", str(tmp_path / "run")])
+    assert not cache.exists() and not (tmp_path / "run").exists()

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from kind import program_of
 from native_tiny import (
     SIGMA,
     Vae,
@@ -25,7 +26,7 @@ from native_tiny import (
     sockets,
 )
 from torch import Tensor, nn
-from wan_kinds import condition_of, points_of, program_of
+from wan_kinds import condition_of, points_of
 
 from w2svd_core.lora_files import base_hash
 from w2svd_core.roles import Query

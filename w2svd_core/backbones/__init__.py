@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING
 
 from ..errors import UserError
-from .base import Backbone
+
+if TYPE_CHECKING:
+    from .base import Backbone
 
 
 def _wan() -> Backbone:
     from .wan import BACKBONE
+
+    return BACKBONE
+
+
+def _hunyuan_video() -> Backbone:
+    from .hunyuan_video import BACKBONE
+
+    return BACKBONE
+
+
+def _cosmos() -> Backbone:
+    from .cosmos import BACKBONE
 
     return BACKBONE
 
@@ -26,7 +41,15 @@ def _image_unet() -> Backbone:
     return BACKBONE
 
 
-FAMILIES: dict[str, Callable[[], Backbone]] = {"wan": _wan, "animatediff": _animatediff, "image_unet": _image_unet}
+FAMILIES: dict[str, Callable[[], Backbone]] = {
+    "wan": _wan,
+    "hunyuan_video": _hunyuan_video,
+    "cosmos": _cosmos,
+    "animatediff": _animatediff,
+    "image_unet": _image_unet,
+}
+
+OF_CLIPS = tuple(name for name in FAMILIES if name != "image_unet")  # the others judge single frames
 
 
 def backbone(family: str) -> Backbone:
@@ -38,3 +61,15 @@ def backbone(family: str) -> Backbone:
     if family not in FAMILIES:
         raise UserError(f"model.family {family!r} is not known; use one of: {', '.join(sorted(FAMILIES))}")
     return FAMILIES[family]()
+
+
+def family_of_lora(keys: Collection[str]) -> Backbone:
+    """The family whose model has a place for every key of a LoRA file; the first one where none has, to refuse it.
+
+    HunyuanVideo's blocks have Flux's names; that the file is for a video model is for the caller to know.
+    """
+    from ..lora_files import has_place
+
+    families = [backbone(name) for name in FAMILIES]
+    fitting = (family for family in families if all(has_place(key, family.keys) for key in keys))
+    return next(fitting, families[0])

@@ -14,6 +14,7 @@ from ..condition import Condition
 from ..flow import Process
 from ..geometry import LatentGeometry
 from ..settings import Model
+from .key_parts import Parts
 
 if TYPE_CHECKING:
     from ..data.codec import Codec
@@ -66,9 +67,13 @@ class Facts:
 class KeyMap(Protocol):
     """Names of one model family's modules; an unknown name raises `UserError`."""
 
-    def native_module(self, name: str, /) -> str: ...
+    def native_module(self, name: str, /) -> str:
+        """The layer of native files that a diffusers module is, or is a part of."""
+        ...
 
-    def diffusers_module(self, name: str, /) -> str: ...
+    def parts(self, name: str, /) -> Parts:
+        """The diffusers modules that a native layer (its name without prefix) is."""
+        ...
 
     def native_alpha(self, name: str, /) -> bool:
         """Whether readers of native files honour `.alpha` beside this diffusers module."""
@@ -80,7 +85,7 @@ class Backbone(Protocol):
 
     Attributes:
         process: what the model's output means.
-        lora_targets: module names (endings) that take an adapter.
+        lora_targets: module names (endings) that take an adapter; `*` stands for one part of a name.
         keys: module names in native files.
         frame_by_frame: its latents are of single frames, as an image model's; no causal VAE packs them together.
     """

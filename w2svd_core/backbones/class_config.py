@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from ..errors import UserError
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -17,6 +19,11 @@ def bundled_config(name: str) -> dict[str, Any]:
     """The arguments that a published model was made with, from `configs/`."""
     text = (CONFIGS / f"{name}.json").read_text(encoding="utf-8")
     return {key: value for key, value in json.loads(text).items() if not key.startswith("_")}
+
+
+def config_of(model: nn.Module) -> dict[str, Any]:
+    """The arguments that the model was made with; without diffusers' own entries, such as where it was loaded from."""
+    return {k: v for k, v in dict(model.config).items() if not k.startswith("_")}  # type: ignore[arg-type]
 
 
 def arguments_in(
@@ -51,7 +58,9 @@ def arguments_in(
 def _fits(value: object, default: object) -> bool:
     """Whether a value is of the kind of an argument's default; counts and sizes are whole and positive."""
     if isinstance(default, tuple):
-        return isinstance(value, list) and len(value) == len(default) and all(map(_is_size, value))
+        if not isinstance(value, list) or len(value) != len(default):
+            return False
+        return all(_fits(one, like) for one, like in zip(value, default, strict=True))
     if isinstance(default, bool):
         return isinstance(value, bool)
     if isinstance(default, int):

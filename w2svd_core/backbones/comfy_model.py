@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from . import wan_keys
-from .base import KeyMap
+from .comfy_names import headless_state, names_of
 
 MODULATION = ("mod", "modulation", "adaln")  # parts of names of layers that scale and shift; they take no branch
 
@@ -53,24 +53,6 @@ class Branches(nn.Module):
         return found.to(output.dtype)
 
 
-class OwnNames:
-    """The names of a model that only ComfyUI has: they stay as they are."""
-
-    def __init__(self, names: frozenset[str]) -> None:
-        self._names = names
-
-    def native_module(self, name: str, /) -> str:
-        if name not in self._names:
-            raise UserError(f"{name} is not a layer of this model; is it for another?")
-        return name
-
-    def diffusers_module(self, name: str, /) -> str:
-        return self.native_module(name)
-
-    def native_alpha(self, name: str, /) -> bool:
-        return True
-
-
 class NativeModel(nn.Module):
     """The base of `roles.SharedModel` in ComfyUI. Its children are the branches, under the names of LoRA files.
 
@@ -85,7 +67,7 @@ class NativeModel(nn.Module):
         layers = linear_layers(self.native)
         if not layers:
             raise UserError("the MODEL has no linear layers in its blocks that an adapter could act on; load another")
-        self.keys, self.layers = names_of(layers)
+        self.keys, self.layers = names_of(self.native, layers)
 
     @property
     def patcher(self) -> Any:
@@ -168,7 +150,7 @@ class NativeModel(nn.Module):
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """The branches', and the model's own weights under the names of the headless path where there is one."""
-        return {**super().state_dict(*args, **kwargs), **frozen_state(self.native, self.keys)}
+        return {**super().state_dict(*args, **kwargs), **headless_state(self.native, self.keys)}
 
     def __deepcopy__(self, memo: Any) -> NoReturn:
         raise UserError("a native MODEL trains a LoRA, not a full copy; set student.kind lora")
@@ -311,35 +293,6 @@ def _is_linear(module: nn.Module) -> bool:
 
 def _modulates(name: str) -> bool:
     return any(part.lower().startswith(MODULATION) or part.lower().endswith("_mod") for part in name.split("."))
-
-
-def names_of(layers: Mapping[str, nn.Module]) -> tuple[KeyMap, dict[str, nn.Module]]:
-    """The model's names in LoRA files, and its layers under the names that this house uses: diffusers' for Wan."""
-    try:
-        return wan_keys, {wan_keys.diffusers_module(name): layer for name, layer in layers.items()}
-    except UserError:
-        return OwnNames(frozenset(layers)), dict(layers)
-
-
-def frozen_state(native: nn.Module, keys: KeyMap) -> dict[str, Tensor]:
-    """The weights; Wan's by the names, in the shapes and types, that the same file has when it is loaded headless."""
-    state = {name: tensor for name, tensor in native.state_dict().items() if isinstance(tensor, Tensor)}
-    if keys is not wan_keys:
-        return state
-    try:
-        found = wan_keys.from_native(state)
-    except UserError:  # scaled weights, or modules that only ComfyUI has
-        return state
-    return {name: _as_headless(name, tensor) for name, tensor in found.items()}
-
-
-def _as_headless(name: str, tensor: Tensor) -> Tensor:
-    from .wan_loading import TEXT_WEIGHT, stays_wide
-
-    if name == TEXT_WEIGHT:  # native files are padded with columns of zeros
-        used = tensor.detach().float().any(dim=0).nonzero()
-        return tensor[:, : int(used.max()) + 1] if len(used) else tensor
-    return tensor.float() if stays_wide(name) and tensor.is_floating_point() else tensor
 
 
 def _place(root: nn.Module, name: str, leaf: nn.Module) -> None:

@@ -50,6 +50,7 @@ class NativeSource:
 
     width = 0
     starts = False
+    captioned = False
 
     def __init__(self, patcher: Any, vae: Any) -> None:
         self._patcher, self._vae = patcher, vae

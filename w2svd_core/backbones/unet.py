@@ -23,6 +23,8 @@ from ..flow import Process, Timesteps, VariancePreserving
 from ..geometry import LatentGeometry
 from ..settings import Model
 from .base import Architecture, Facts, KeyMap
+from .class_config import config_of
+from .key_parts import Part, Parts
 from .weights import Header, Shapes, class_in, from_file, from_folder, hollow, read_json
 
 if TYPE_CHECKING:
@@ -39,12 +41,12 @@ class UNetKeys:
     """Modules under diffusers' own names, in native files too."""
 
     def native_module(self, name: str, /) -> str:
-        return self.diffusers_module(name)
-
-    def diffusers_module(self, name: str, /) -> str:
         if not _TOP.match(name):
             raise UserError(f"{name} is no module of a UNet; take a file that was made for one")
         return name
+
+    def parts(self, name: str, /) -> Parts:
+        return (Part(self.native_module(name)),)
 
     def native_alpha(self, name: str, /) -> bool:
         return True
@@ -235,8 +237,3 @@ class UNetBackbone:
 def geometry_of(config: Mapping[str, Any]) -> LatentGeometry:
     """Of a model's latents; the stride is Stable Diffusion's, since a UNet does not know its VAE."""
     return LatentGeometry(config["in_channels"], SPACE, time=1, patch=2 ** (len(config["block_out_channels"]) - 1))
-
-
-def config_of(model: nn.Module) -> dict[str, Any]:
-    """The arguments that a model was made with, without diffusers' own entries."""
-    return {key: value for key, value in dict(model.config).items() if not key.startswith("_")}  # type: ignore[arg-type]

@@ -5,7 +5,6 @@ The VAE knows single frames alone. Folders of diffusers and transformers only; n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..condition import Condition
 from ..data.codec import Codec, by_frame
 from ..data.encoder_source import StartEncoder
 from ..data.file_prints import print_of_files
@@ -23,10 +21,11 @@ from ..files import dtype_named
 from ..geometry import LatentGeometry
 from ..hashing import value_hash
 from ..settings import Model
-from .wan_text import load_tokenizer
+from .clip_text import ClipText, load_clip_text
+from .tokenizing import load_tokenizer
 from .weights import class_in, from_folder, frozen, sampled_hash
 
-BATCH = 8  # prompts, and frames of the VAE, at a time
+TEXT = "model.text_encoder"
 
 
 class FrameVae:
@@ -71,37 +70,6 @@ class FrameVae:
         return sampled_hash(seen, ["frame vae", self.vae.config.scaling_factor])
 
 
-class ClipText:
-    """Prompt embeddings of CLIP's text encoder: all tokens of its last layer, padding included."""
-
-    def __init__(self, model: Any, tokenizer: Any, device: torch.device | None = None) -> None:
-        self.model: Any = frozen(model, device or torch.device("cpu"))
-        self.tokenizer = tokenizer
-        self.width = int(model.config.hidden_size)
-        self.tokens = int(model.config.max_position_embeddings)
-
-    @torch.no_grad()
-    def encode(self, prompts: Sequence[str]) -> Condition:
-        """`text` (B, tokens, width), on the CPU."""
-        parts = [self._encode(prompts[i : i + BATCH]) for i in range(0, len(prompts), BATCH)]
-        return Condition({"text": torch.cat(parts)})
-
-    def _encode(self, prompts: Sequence[str]) -> Tensor:
-        words = self.tokenizer(
-            list(prompts), padding="max_length", max_length=self.tokens, truncation=True, return_tensors="pt"
-        )
-        found: Tensor = self.model(words.input_ids.to(self.model.device)).last_hidden_state
-        return found.cpu()
-
-    def fingerprint(self) -> str:
-        return self._fingerprint
-
-    @cached_property
-    def _fingerprint(self) -> str:
-        words = value_hash(self.tokenizer.backend_tokenizer.to_str())
-        return sampled_hash(self.model.state_dict(), ["clip text", words, self.tokens])
-
-
 @dataclass(frozen=True)
 class StableDiffusionSource:
     """The encoders of a pipeline, not loaded yet; see `data.encoder_source.EncoderSource`.
@@ -118,6 +86,7 @@ class StableDiffusionSource:
     width: int
     device: torch.device | None = None
     starts: bool = False
+    captioned: bool = False
 
     def fingerprints(self) -> dict[str, str]:
         """Of the encoders' files.
@@ -136,10 +105,7 @@ class StableDiffusionSource:
         return FrameVae(vae, self.geometry.patch, self.device)
 
     def load_prompts(self) -> ClipText:
-        from transformers import CLIPTextModel
-
-        dtype = dtype_named(self.settings.text_precision)
-        model = self._load("text_encoder", "CLIPTextModel", CLIPTextModel.from_pretrained, dtype=dtype)
+        model = load_clip_text(self._place("text_encoder"), dtype_named(self.settings.text_precision), TEXT)
         return ClipText(model, load_tokenizer(self._place("tokenizer")), self.device)
 
     def load_start(self, codec: Codec) -> StartEncoder | None:

@@ -24,10 +24,14 @@ from ..geometry import LatentGeometry
 from ..settings import Model
 from . import wan_keys
 from .base import Architecture, Facts, KeyMap
+from .class_config import config_of
+from .fits import check_fields, check_fit
+from .held_frame import free_after_first, with_first
 from .wan_config import config_at
-from .wan_loading import config_of, hollow_model, load_model, new_model, stays_wide
+from .wan_loading import hollow_model, load_model, new_model, stays_wide
 from .wan_probe import probe_of
 from .wan_variants import MASK, TI2V_CHANNELS, facts_of, geometry_of, kind_of, needs_of, takes_of
+from .weights import save_folder
 
 NATIVE_TEXT_DIM = 4096  # what native loaders expect of UMT5; narrower prompt embeddings are zero-padded to it
 if TYPE_CHECKING:
@@ -108,28 +112,12 @@ class WanBackbone:
 
     def check_fit(self, model: nn.Module, latents: LatentGeometry, width: int) -> None:
         config = _config(model)
-        if latents.channels != config["out_channels"]:
-            raise UserError(
-                f"the model takes latents of {config['out_channels']} channels, the codec makes {latents.channels}; "
-                "name a model of the codec's kind in model.path"
-            )
-        if width != config["text_dim"]:
-            raise UserError(
-                f"the model takes prompt embeddings {config['text_dim']} wide, the prompt encoder makes them {width} "
-                "wide; name a model of the encoder's kind in model.path"
-            )
+        check_fit(config["out_channels"], [config["text_dim"]], latents, width)
 
     def check_condition(self, model: nn.Module, condition: Condition) -> None:
         config = _config(model)
         fields = condition.fields
-        missing = [name for name in needs_of(config) if name not in fields]
-        unknown = [name for name in fields if name not in takes_of(config)]
-        if missing or unknown:
-            wants = f"needs {' and '.join(missing)} of each clip" if missing else f"takes no {' and '.join(unknown)}"
-            raise UserError(
-                f"{self.facts(model).name} {wants}, but the clips were prepared with {', '.join(fields)}; "
-                "name a model of their kind in model.path, or prepare them again for this one"
-            )
+        check_fields(lambda: self.facts(model).name, needs_of(config), takes_of(config), condition)
         if "start" in fields and fields["start"].shape[1] != config["out_channels"]:
             raise UserError(
                 f"{self.facts(model).name} takes a first frame of {config['out_channels']} channels, the clips were "
@@ -159,7 +147,7 @@ class WanBackbone:
         if kind_of(_config(model)) == "i2v":
             hidden = torch.cat([hidden, _mask(fields["start"]), fields["start"]], dim=1)
         elif "start" in fields:
-            hidden = _with_start(hidden, fields["start"])
+            hidden = with_first(hidden, fields["start"])
             time = _time_of_tokens(time, hidden, *_config(model)["patch_size"])
         if image is not None:
             text = pad(text, (0, 0, 0, IMAGE_TEXT_TOKENS - text.shape[1]))
@@ -174,26 +162,17 @@ class WanBackbone:
 
     def hold(self, x0: Tensor, condition: Condition) -> Tensor:
         start = _held(condition)
-        return x0 if start is None else _with_start(x0, start)
+        return x0 if start is None else with_first(x0, start)
 
     def free(self, condition: Condition, like: Tensor) -> Tensor | None:
-        if _held(condition) is None:
-            return None
-        if like.shape[2] == 1:
-            raise UserError("a clip of one latent frame is nothing but its given first frame; raise data.frames")
-        mask = torch.ones(len(like), 1, like.shape[2], 1, 1, device=like.device)
-        mask[:, :, 0] = 0
-        return mask
+        return None if _held(condition) is None else free_after_first(like)
 
     def probe(self, model: nn.Module) -> tuple[Tensor, Tensor, Condition]:
         return probe_of(_config(model))
 
     def save_folder(self, model: nn.Module, folder: Path, dtype: torch.dtype) -> None:
         weights = {name: w if stays_wide(name) else w.to(dtype) for name, w in model.state_dict().items()}
-        with torch.device("meta"):
-            twin = new_model(config_of(model))  # the training goes on with the model's own numbers
-        twin.load_state_dict(weights, assign=True)
-        twin.save_pretrained(folder, safe_serialization=True)  # type: ignore[operator]
+        save_folder(lambda: new_model(config_of(model)), weights, folder)
 
     def native_state(self, model: nn.Module) -> Mapping[str, Tensor]:
         return wan_keys.pad_text_dim(wan_keys.to_native(model.state_dict()), NATIVE_TEXT_DIM)
@@ -212,10 +191,6 @@ def _held(condition: Condition) -> Tensor | None:
     """The first latent frame that x0 itself holds, `b c 1 h w`: TI2V's way, known by the channels of its VAE."""
     start = condition.fields.get("start")
     return start if start is not None and start.shape[1] == TI2V_CHANNELS else None
-
-
-def _with_start(x: Tensor, start: Tensor) -> Tensor:
-    return torch.cat([start.to(x.dtype), x[:, :, 1:]], dim=2)
 
 
 def _mask(start: Tensor) -> Tensor:

@@ -12,8 +12,10 @@ import torch
 
 from ..data.codec import Codec
 from ..settings import Model
+from .first_frame import FirstFrame
 from .pipeline_parts import optional_place_of, place_of
-from .wan_image import ClipVision, FirstFrame, FrameThenGrey, load_image_encoder, load_image_processor
+from .tokenizing import load_image_processor, load_tokenizer
+from .wan_image import ClipVision, FrameThenGrey, load_image_encoder
 from .wan_places import (
     IMAGE_ENCODER,
     IMAGE_PROCESSOR,
@@ -23,7 +25,7 @@ from .wan_places import (
     VAE_2_1,
     VAE_2_2,
 )
-from .wan_text import Umt5, load_text_encoder, load_tokenizer
+from .wan_text import Umt5, load_text_encoder
 from .wan_vae import WanVae, load_vae
 from .wan_variants import Kind
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,10 @@ from torch import Tensor, nn
 from ..data.codec import Codec, to_pixels
 from ..errors import UserError
 from ..hashing import value_hash
-from .class_config import bundled_config
+from .clip_vision import PREFIX, vision_names, vision_sizes
 from .weights import Header, Shapes, class_in, from_file, from_folder, frozen, hollow, sampled_hash, strip
 
 CLASSES = ("CLIPVisionModel", "CLIPVisionModelWithProjection", "CLIPModel")
-HEAD_DIM = 80  # of CLIP ViT-H; no tensor's shape tells it
-LAYERS = "encoder.layers."
 
 
 class ClipVision:
@@ -47,20 +46,6 @@ class ClipVision:
         return sampled_hash(self.model.state_dict(), ["image", value_hash(self.processor.to_json_string())])
 
 
-class FirstFrame:
-    """TI2V's start (Wan 2.2): the latents of the first frame alone, `start` (b, c, 1, h, w)."""
-
-    def __init__(self, codec: Codec) -> None:
-        self.codec = codec
-
-    def encode(self, first: Tensor, frames: int) -> dict[str, Tensor]:
-        """Fields of the condition, of a first frame `b 3 1 h w` in [-1, 1]; they are the same for any length."""
-        return {"start": self.codec.encode(first)}
-
-    def fingerprint(self) -> str:
-        return value_hash(["first frame", self.codec.fingerprint()])
-
-
 class FrameThenGrey:
     """Image-to-video's start (Wan 2.1): the latents of a clip that is grey after its first frame, and CLIP's embedding.
 
@@ -72,7 +57,7 @@ class FrameThenGrey:
     def __init__(self, codec: Codec, images: ClipVision | None) -> None:
         self.codec, self.images = codec, images
 
-    def encode(self, first: Tensor, frames: int) -> dict[str, Tensor]:
+    def encode(self, first: Tensor, frames: int, captions: Sequence[str]) -> dict[str, Tensor]:
         """Fields of the condition, of a first frame `b 3 1 h w` in [-1, 1]: `start` (b, c, f, h, w) and `image`.
 
         Args:
@@ -105,31 +90,13 @@ def load_image_encoder(place: Path, dtype: torch.dtype) -> nn.Module:
     return model
 
 
-def load_image_processor(folder: Path | None, size: int) -> Any:
-    """CLIP's image processor of a folder, or the usual one for pictures of `size` pixels each way.
-
-    Raises:
-        UserError: the folder can't be read.
-    """
-    from transformers import CLIPImageProcessor
-
-    if folder is None:
-        return CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
-    try:
-        return CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{folder} could not be read as an image processor ({error}); copy it again") from error
-
-
 def _plan(shapes: Shapes, header: Header) -> tuple[nn.Module, dict[str, str]]:
     from transformers import CLIPVisionConfig, CLIPVisionModel
 
-    own = strip(shapes, ("vision_model.",))
+    own = strip(shapes, (PREFIX,))
     config = CLIPVisionConfig(**clip_sizes({name: shapes[key] for name, key in own.items()}))
     model = hollow(lambda: CLIPVisionModel(config))
-    prefix = "vision_model."  # of transformers 4; transformers 5 names them without
-    found = {name: own[name.removeprefix(prefix)] for name in model.state_dict() if name.removeprefix(prefix) in own}
-    return model, found
+    return model, vision_names(model.state_dict(), own)
 
 
 def clip_sizes(shapes: Shapes) -> dict[str, Any]:
@@ -138,17 +105,4 @@ def clip_sizes(shapes: Shapes) -> dict[str, Any]:
     Raises:
         UserError: it is no CLIP vision model of this kind.
     """
-    patches = shapes.get("embeddings.patch_embedding.weight")
-    if patches is None or patches[0] % HEAD_DIM:
-        raise UserError("it is not the CLIP ViT-H vision model that Wan was trained with; name the model's own")
-    width, _, patch, _ = patches
-    side = round((shapes["embeddings.position_embedding.weight"][0] - 1) ** 0.5)
-    return {
-        **bundled_config("clip-vision-h"),
-        "hidden_size": width,
-        "num_attention_heads": width // HEAD_DIM,
-        "intermediate_size": shapes[f"{LAYERS}0.mlp.fc1.weight"][0],
-        "num_hidden_layers": 1 + max(int(n.split(".")[2]) for n in shapes if n.startswith(LAYERS)),
-        "patch_size": patch,
-        "image_size": side * patch,
-    }
+    return vision_sizes(shapes, "clip-vision-h", "the CLIP ViT-H vision model that Wan was trained with")

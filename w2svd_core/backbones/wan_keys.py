@@ -3,7 +3,7 @@
 The mapping is structural: a name is a top-level module, or `blocks.<n>.` / `vace_blocks.<n>.` and a module
 of a block. Nothing is replaced inside a string, so a name is either translated whole or refused. Covers
 text-to-video, image-to-video (image embedder, added projections, first-last-frame position) and VACE.
-The module itself is a `KeyMap` for `lora_files`: `native_module`, `diffusers_module` and `native_alpha`.
+The module itself is a `KeyMap` for `lora_files`: `native_module`, `parts` and `native_alpha`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from .key_parts import Part, Parts
 from .weights import refuse_scaled
 
 Value = TypeVar("Value")
@@ -100,6 +101,11 @@ def diffusers_module(name: str) -> str:
         known = _FLAT_BLOCK.get(flat["inside"] or "", "")
         name = f"blocks.{flat['block']}.{known}" if flat["block"] else _FLAT_TOP.get(flat["top"], name)
     return _module(name, _TOP_BACK, _BLOCK_BACK, "the native")
+
+
+def parts(name: str) -> Parts:
+    """What a native module is in diffusers: always one module."""
+    return (Part(diffusers_module(name)),)
 
 
 def native_alpha(name: str) -> bool:

@@ -40,9 +40,20 @@ def hollow_model(config: Mapping[str, Any]) -> nn.Module:
     return hollow(lambda: new_model(config))
 
 
-def config_of(model: nn.Module) -> dict[str, Any]:
-    """The arguments that the model was made with; without diffusers' own entries, such as where it was loaded from."""
-    return {k: v for k, v in dict(model.config).items() if not k.startswith("_")}  # type: ignore[arg-type]
+def as_headless(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of a native network, as the same file gives them here: by diffusers' names, without padding.
+
+    Raises:
+        UserError: a name that no Wan has, or scaled weights.
+    """
+    return {name: _as_loaded(name, tensor) for name, tensor in wan_keys.from_native(state).items()}
+
+
+def _as_loaded(name: str, tensor: Tensor) -> Tensor:
+    if name == TEXT_WEIGHT:  # native files are padded with columns of zeros
+        used = tensor.detach().float().any(dim=0).nonzero()
+        return tensor[:, : int(used.max()) + 1] if len(used) else tensor
+    return tensor.float() if stays_wide(name) and tensor.is_floating_point() else tensor
 
 
 def stays_wide(name: str) -> bool:

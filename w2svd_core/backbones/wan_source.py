@@ -46,6 +46,7 @@ class WanSource:
     first_frame: bool = True
     text_dtype: torch.dtype = torch.bfloat16
     device: torch.device | None = None
+    captioned: bool = False  # no Wan reads frame and caption together
 
     @property
     def geometry(self) -> LatentGeometry:

@@ -15,8 +15,8 @@ from torch.nn.functional import pad
 
 from ..condition import Condition
 from ..errors import UserError
-from ..hashing import value_hash
 from .class_config import bundled_config
+from .tokenizing import check_vocabulary, words_hash
 from .weights import Header, Shapes, class_in, from_file, from_folder, frozen, hollow, sampled_hash
 
 CLASS = "UMT5EncoderModel"
@@ -58,11 +58,7 @@ class Umt5:
         device: torch.device | None = None,
         tokens: int = TOKENS,
     ) -> None:
-        if len(tokenizer) > model.config.vocab_size:
-            raise UserError(
-                f"the tokenizer has {len(tokenizer)} words, the text encoder {model.config.vocab_size}; "
-                "name the text encoder's own tokenizer in model.tokenizer"
-            )
+        check_vocabulary(tokenizer, model.config.vocab_size, "model.tokenizer")
         self.model: Any = frozen(model, device or torch.device("cpu"))
         self.tokenizer = tokenizer
         self.negative_prompt = negative_prompt
@@ -99,7 +95,7 @@ class Umt5:
 
     @cached_property
     def _fingerprint(self) -> str:
-        words = value_hash(self.tokenizer.backend_tokenizer.to_str())
+        words = words_hash(self.tokenizer)
         return sampled_hash(self.model.state_dict(), ["text", words, self.tokens, self.negative_prompt])
 
 
@@ -143,21 +139,6 @@ def load_text_encoder(place: Path, dtype: torch.dtype) -> nn.Module:
         model = from_file(place, "UMT5 text encoder", _plan, lambda name: _dtype_of(name, dtype))
         model.tie_weights()  # type: ignore[operator]
     return model
-
-
-def load_tokenizer(place: Path) -> Any:
-    """The tokenizer of a folder, offline.
-
-    Raises:
-        UserError: it can't be read.
-    """
-    from transformers import AutoTokenizer
-
-    folder = place.parent if place.is_file() else place
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # the tokenizers library raises bare Exceptions
-        raise UserError(f"{folder} could not be read as a tokenizer ({error}); copy it again") from error
 
 
 def _plan(shapes: Shapes, header: Header) -> tuple[nn.Module, dict[str, str]]:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..errors import UserError
 from ..geometry import LatentGeometry
 from .class_config import bundled_config
+from .video_vae import VideoVae
 from .wan_vae_keys import diffusers_names, shape_names
-from .weights import Header, Plan, Shapes, class_in, from_file, from_folder, frozen, hollow, sampled_hash
+from .weights import Header, Plan, Shapes, class_in, from_file, from_folder, hollow
 
 CLASS = "AutoencoderKLWan"
 PATCH = 2  # of every Wan transformer
@@ -22,11 +22,8 @@ TILE_ABOVE = 480 * 832  # pixels of a frame; larger ones are encoded and decoded
 PUBLISHED = {16: "wan2.1-vae", 48: "wan2.2-vae"}  # by the channels of its latents
 
 
-class WanVae:
-    """A codec of diffusers' `AutoencoderKLWan`.
-
-    Latents are the mode of the posterior, scaled to unit variance by the mean and deviation in the VAE's config, as
-    diffusers' pipelines have them.
+class WanVae(VideoVae):
+    """A codec of diffusers' `AutoencoderKLWan`; its config holds mean and deviation of its latents.
 
     Args:
         vae: an `AutoencoderKLWan`; it is frozen here.
@@ -35,41 +32,9 @@ class WanVae:
 
     def __init__(self, vae: Any, device: torch.device | None = None, tile_above: int = TILE_ABOVE) -> None:
         config = vae.config
-        self.geometry = LatentGeometry(
-            config.z_dim, config.scale_factor_spatial, config.scale_factor_temporal, patch=PATCH
-        )
-        self.vae: Any = frozen(vae, device or torch.device("cpu"))
-        self.vae.enable_slicing()  # clip by clip: memory does not grow with the batch
-        self._tile_above = tile_above
-        self._mean = torch.tensor(config.latents_mean).view(1, -1, 1, 1, 1)
-        self._deviation = torch.tensor(config.latents_std).view(1, -1, 1, 1, 1)
-
-    def encode(self, video: Tensor) -> Tensor:
-        """Normalised float32 latents `b c f h w` of a video `b 3 f h w` in [-1, 1], where the video is."""
-        self.geometry.latent_shape(*video.shape[2:])
-        self._tile(video.shape[-2] * video.shape[-1])
-        z: Tensor = self.vae.encode(video.to(self.vae.device, self.vae.dtype)).latent_dist.mode().float()
-        return ((z - self._mean.to(z.device)) / self._deviation.to(z.device)).to(video.device)
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """A float32 video `b 3 f h w` in [-1, 1] of normalised latents, where they are."""
-        self._tile(latents.shape[-2] * latents.shape[-1] * self.geometry.space**2)
-        z = latents.to(self.vae.device, torch.float32)
-        z = z * self._deviation.to(z.device) + self._mean.to(z.device)
-        video: Tensor = self.vae.decode(z.to(self.vae.dtype)).sample.float()
-        return video.to(latents.device)
-
-    def _tile(self, pixels: int) -> None:
-        self.vae.use_tiling = pixels > self._tile_above
-
-    def fingerprint(self) -> str:
-        return self._fingerprint
-
-    @cached_property
-    def _fingerprint(self) -> str:
-        seen = {n: w for n, w in self.vae.state_dict().items() if n.startswith(("encoder.", "quant_conv."))}
-        scale = [self._mean.flatten().tolist(), self._deviation.flatten().tolist()]
-        return sampled_hash(seen, ["vae", *scale, self._tile_above])  # latents do not depend on the decoder
+        space, time = config.scale_factor_spatial, config.scale_factor_temporal
+        geometry = LatentGeometry(config.z_dim, space, time, patch=PATCH)
+        super().__init__(vae, geometry, config.latents_mean, config.latents_std, device, tile_above)
 
 
 def load_vae(place: Path, dtype: torch.dtype) -> nn.Module:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import UserError
 from ..geometry import LatentGeometry
+from ..numbers import in_words
+from . import published
 from .base import Facts
-from .class_config import bundled_config
+from .published import Published, published_config
+from .told_by_shapes import Shapes, Told
 
 Kind = Literal["t2v", "i2v", "ti2v"]
-Shapes = Mapping[str, Sequence[int]]  # diffusers' name of a parameter -> its shape
 
 HEAD_DIM = 128  # of every published Wan; no tensor's shape tells it
 MASK = 4  # channels that say which frames of an image-to-video model's latents are given: one for each frame of four
@@ -35,52 +36,39 @@ TOLD_BY = (  # what differs between variants
 
 
 @dataclass(frozen=True)
-class Variant:
-    """A published model.
+class Variant(Published):
+    """A published Wan.
 
     Attributes:
-        name: as people call it.
-        config: its file in `configs/`.
         fps, frames: of the clips that it makes.
         guidance_scale, shift: that its makers sample with (wan/configs and the READMEs of Wan-Video/Wan2.1 and 2.2).
-        repository: where it is published for diffusers.
-        gigabytes: of the transformer in 16 bits.
     """
 
-    name: str
-    config: str
     fps: float
     frames: int
     guidance_scale: float
     shift: float
-    repository: str
-    gigabytes: float
 
 
 VARIANTS = (
-    Variant("Wan 2.1 T2V 1.3B", "wan2.1-t2v-1.3b", 16, 81, 6.0, 8.0, "Wan-AI/Wan2.1-T2V-1.3B-Diffusers", 2.8),
-    Variant("Wan 2.1 T2V 14B", "wan2.1-t2v-14b", 16, 81, 5.0, 5.0, "Wan-AI/Wan2.1-T2V-14B-Diffusers", 28.6),
-    Variant("Wan 2.1 I2V 14B", "wan2.1-i2v-14b", 16, 81, 5.0, 3.0, "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers", 32.8),
-    Variant("Wan 2.2 TI2V 5B", "wan2.2-ti2v-5b", 24, 121, 5.0, 5.0, "Wan-AI/Wan2.2-TI2V-5B-Diffusers", 10.0),
+    Variant("Wan 2.1 T2V 1.3B", "wan2.1-t2v-1.3b", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers", 2.8, 16, 81, 6.0, 8.0),
+    Variant("Wan 2.1 T2V 14B", "wan2.1-t2v-14b", "Wan-AI/Wan2.1-T2V-14B-Diffusers", 28.6, 16, 81, 5.0, 5.0),
+    Variant("Wan 2.1 I2V 14B", "wan2.1-i2v-14b", "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers", 32.8, 16, 81, 5.0, 3.0),
+    Variant("Wan 2.2 TI2V 5B", "wan2.2-ti2v-5b", "Wan-AI/Wan2.2-TI2V-5B-Diffusers", 10.0, 24, 121, 5.0, 5.0),
 )
 TWO_EXPERTS = "two experts are not supported yet"
 TWIN = "Wan 2.1 T2V 14B"  # the experts of Wan 2.2 T2V A14B have its shapes
 TWIN_NAME = f"{TWIN} (or one expert of Wan 2.2 T2V A14B: its tensors have the same shapes)"
 
 
-@cache
-def published_config(variant: Variant) -> Mapping[str, Any]:
-    """The arguments of `WanTransformer3DModel` that a published model was made with."""
-    return bundled_config(variant.config)
-
-
 def recognised(config: Mapping[str, Any]) -> Variant | None:
     """The published model with these sizes; None for one of another size."""
-    for variant in VARIANTS:
-        known = published_config(variant)
-        if all(config.get(key) == known[key] for key in TOLD_BY):
-            return variant
-    return None
+    return published.recognised(config, VARIANTS, TOLD_BY)
+
+
+def where_to_find() -> str:
+    """The published models, in words."""
+    return published.where_to_find(VARIANTS)
 
 
 def kind_of(config: Mapping[str, Any]) -> Kind:
@@ -98,7 +86,7 @@ def refuse_unsupported(config: Mapping[str, Any], place: Path | str) -> None:
         UserError: it is of another kind than text-to-video, image-to-video and 2.2's TI2V.
     """
     taken, given = config["in_channels"], config["out_channels"]
-    known = ", ".join(v.name for v in VARIANTS)
+    known = published.names_of(VARIANTS)
     if config.get("pos_embed_seq_len") is not None:
         raise UserError(f"{place} is a Wan FLF2V (first and last frame), which is not supported; take one of {known}")
     if taken not in (given, 2 * given + MASK):
@@ -117,34 +105,25 @@ def inferred_config(shapes: Shapes, place: Path | str) -> dict[str, Any]:
         UserError: a tensor is missing, it is another model, or its number of heads can't be known.
     """
     if any(name.startswith("vace_") for name in shapes):
-        known = ", ".join(v.name for v in VARIANTS)
+        known = published.names_of(VARIANTS)
         raise UserError(f"{place} is a Wan VACE, which is not supported; take one of {known}")
 
-    def shape(name: str, dimensions: int) -> Sequence[int]:
-        found = shapes.get(name)
-        if found is None or len(found) != dimensions:
-            raise UserError(f"{place} has no whole {name}, so it does not hold a whole Wan model; copy it again")
-        return found
-
+    told = Told(shapes, place, "Wan model")
+    shape = told.shape
     width, channels, *patch = shape("patch_embedding.weight", 5)
-    if width % HEAD_DIM:
-        raise UserError(
-            f"{place} does not say its architecture, and {width} is no multiple of the usual head of {HEAD_DIM}; give "
-            "model.path a diffusers folder, or a native file that this project wrote"
-        )
     image = "condition_embedder.image_embedder"
     with_image = f"{image}.norm1.weight" in shapes
     position = f"{image}.pos_embed"
     config = {
         "patch_size": list(patch),
-        "num_attention_heads": width // HEAD_DIM,
+        "num_attention_heads": told.heads(width, HEAD_DIM),
         "attention_head_dim": HEAD_DIM,
         "in_channels": channels,
         "out_channels": shape("proj_out.weight", 2)[0] // math.prod(patch),
         "text_dim": shape("condition_embedder.text_embedder.linear_1.weight", 2)[1],
         "freq_dim": shape("condition_embedder.time_embedder.linear_1.weight", 2)[1],
         "ffn_dim": shape("blocks.0.ffn.net.0.proj.weight", 2)[0],
-        "num_layers": 1 + max(int(name.split(".")[1]) for name in shapes if name.startswith("blocks.")),
+        "num_layers": told.blocks("blocks."),
         "cross_attn_norm": "blocks.0.norm2.weight" in shapes,
         "image_dim": shape(f"{image}.norm1.weight", 1)[0] if with_image else None,
         "added_kv_proj_dim": shape("blocks.0.attn2.add_k_proj.weight", 2)[1] if with_image else None,
@@ -176,7 +155,7 @@ def facts_of(config: Mapping[str, Any], parameters: int) -> Facts:
     """What is known of a model; of one of another size, what its kind has."""
     kind, variant = kind_of(config), recognised(config)
     usual = variant or {"t2v": VARIANTS[0], "i2v": VARIANTS[2], "ti2v": VARIANTS[3]}[kind]
-    own = f"Wan {KINDS[kind]} of its own size ({_count(parameters)} parameters)"
+    own = f"Wan {KINDS[kind]} of its own size ({in_words(parameters)} parameters)"
     name = own if variant is None else TWIN_NAME if variant.name == TWIN else variant.name
     return Facts(
         name=name,
@@ -190,15 +169,3 @@ def facts_of(config: Mapping[str, Any], parameters: int) -> Facts:
         repository=variant.repository if variant else "",
         gigabytes=2e-9 * parameters,
     )
-
-
-def where_to_find() -> str:
-    """The published models, in words."""
-    return ", ".join(f"{v.repository} ({v.name}, {v.gigabytes:g} GB in 16 bits)" for v in VARIANTS)
-
-
-def _count(parameters: int) -> str:
-    for unit, letter in ((1e9, " billion"), (1e6, " million")):
-        if parameters >= unit:
-            return f"{parameters / unit:.1f}{letter}"
-    return f"{parameters:,}"

@@ -143,6 +143,18 @@ def hollow(make: Callable[[], nn.Module]) -> nn.Module:
         return make()
 
 
+def save_folder(make: Callable[[], Any], weights: Mapping[str, Tensor], folder: Path) -> None:
+    """Write a diffusers folder of a model with these weights; the model that they come from keeps its own numbers.
+
+    Args:
+        make: a new model of the same config.
+    """
+    with torch.device("meta"):
+        twin = make()
+    twin.load_state_dict(weights, assign=True)
+    twin.save_pretrained(folder, safe_serialization=True)
+
+
 def frozen(model: nn.Module, device: torch.device) -> Any:
     """The model on the device, without dropout and gradients."""
     return model.eval().requires_grad_(False).to(device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,8 +17,14 @@ from .prompts import PromptEncoder
 class StartEncoder(Protocol):
     """What an image-to-video model is shown of a clip's first frame."""
 
-    def encode(self, first: Tensor, frames: int) -> Mapping[str, Tensor]:
-        """Fields of the condition, of a first frame `b 3 1 h w` in [-1, 1] and the clip's length in frames."""
+    def encode(self, first: Tensor, frames: int, captions: Sequence[str]) -> Mapping[str, Tensor]:
+        """Fields of the condition; where the prompt encoder makes one of them, too, these are the ones that count.
+
+        Args:
+            first: the first frame `b 3 1 h w` in [-1, 1].
+            frames: the clip's length.
+            captions: b texts; most encoders do not look at them (`EncoderSource.captioned`).
+        """
         ...
 
     def fingerprint(self) -> str:
@@ -33,6 +39,7 @@ class EncoderSource(Protocol):
         geometry: of the codec's latents.
         width: of a prompt's tokens.
         starts: whether clips are made from a given first frame.
+        captioned: what the model is shown of a first frame depends on the caption, too.
     """
 
     @property
@@ -43,6 +50,9 @@ class EncoderSource(Protocol):
 
     @property
     def starts(self) -> bool: ...
+
+    @property
+    def captioned(self) -> bool: ...
 
     def fingerprints(self) -> Mapping[str, str]:
         """One of "codec", "text" (null prompt included) and "start" (empty without one) each, without loading much.
@@ -67,6 +77,7 @@ class LoadedEncoders:
     codec: Codec
     prompts: PromptEncoder
     start: StartEncoder | None = None
+    captioned: bool = False
 
     @property
     def geometry(self) -> LatentGeometry:

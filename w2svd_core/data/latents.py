@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -127,13 +127,16 @@ def _encode_clips(
             read_video(clip.path, settings.frames, settings.height, settings.width, settings.fps)
             for clip in clips[start : start + batch]
         ]
-        for video in map(to_unit, (video[None] for video in videos)):
+        for number, video in enumerate(map(to_unit, (video[None] for video in videos)), start):
             parts["latents"].append(encoders.codec.encode(video))
-            fields = encoders.start.encode(video[:, :, :1], video.shape[2]) if encoders.start else {}
-            for name, value in fields.items():
+            for name, value in _start_fields(encoders, video, clips[number].caption).items():
                 parts[f"{CONDITION}{name}"].append(value)
         progress("encoding clips", min(start + batch, len(clips)), len(clips))
     return {name: torch.cat(values) for name, values in parts.items()}
+
+
+def _start_fields(encoders: LoadedEncoders, video: Tensor, caption: str) -> Mapping[str, Tensor]:
+    return encoders.start.encode(video[:, :, :1], video.shape[2], [caption]) if encoders.start else {}
 
 
 def _fingerprint(clips: Sequence[Clip], settings: Data, encoders: LoadedEncoders) -> str:

@@ -176,7 +176,8 @@ def _encode(key: str, cut: _Cut, codec: Codec, start: StartEncoder | None) -> Ro
     """The row of a clip, or why there is none."""
     video = to_unit(cut.video[None])
     latents = codec.encode(video).cpu()
-    fields = {} if start is None else {k: v.cpu() for k, v in start.encode(video[:, :, :1], video.shape[2]).items()}
+    made = {} if start is None else start.encode(video[:, :, :1], video.shape[2], [cut.clip.caption])
+    fields = {name: value.cpu() for name, value in made.items()}
     if not all(tensor.isfinite().all() for tensor in (latents, *fields.values())):
         return f"{cut.clip.path} has latents that are not finite numbers; check the VAE in model.vae"
     return Row(key, cut.source, latents, fields)

@@ -1,7 +1,8 @@
 """Encoded clips and prompts on disk: safetensors shards, found again by the keys of what they were made of.
 
     text-<fingerprint>/     null.safetensors, and shards of prompt embeddings; a key is the hash of a prompt
-    clips-<fingerprint>/    shards of latents and first-frame fields of one shape each; a key is the hash of a file
+    clips-<fingerprint>/    shards of latents and first-frame fields of one shape each; a key is the hash of a file, and
+                            of its caption where the first-frame fields depend on that
     prepared-<fingerprint>/ index.json: which rows of which shards make up a training set; report.md and others
 
 The fingerprint in a folder's name is that of everything else that its contents depend on. What is there is therefore
@@ -77,6 +78,11 @@ def clip_key(clip: Clip) -> str:
     files = frame_files(clip.path) if clip.path.is_dir() else [clip.path]
     stats = [(file.name, file.stat()) for file in files]
     return value_hash([clip.name, [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]])
+
+
+def caption_key(clip: str, caption: str) -> str:
+    """Changes with a clip's key and its caption."""
+    return value_hash([clip, "caption", caption])
 
 
 def prompt_key(prompt: str) -> str:

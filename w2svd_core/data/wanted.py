@@ -15,7 +15,7 @@ from .clips import Clip, list_clips, read_prompts
 from .encoder_source import EncoderSource
 from .latents import Progress, cache_folder, clip_folder
 from .shard_sets import INDEX, Index, PromptSet, ShardSet, differences
-from .shards import LAYOUT, clip_key, hash_of_all
+from .shards import LAYOUT, caption_key, clip_key, hash_of_all
 from .training_set import TrainingSet
 
 
@@ -25,7 +25,7 @@ class Wanted:
 
     Attributes:
         clips: in the order of their names; none for prompts alone.
-        keys: of the clips.
+        keys: of the clips, and of their captions where the model's start depends on them.
         prompts: of each clip, or all of the file's.
         made_of: fingerprints by part (`shard_sets.PARTS`).
         text, latents, folder: of the text shards, the clip shards, and the index.
@@ -62,15 +62,17 @@ def wanted(settings: Data, source: EncoderSource, progress: Progress) -> Wanted:
         return Wanted((), (), prompts, made_of, text_folder, text_folder, cache / _name(made_of))
     Plan.of(settings, source.geometry)  # a size that does not fit is told before anything long begins
     clips = list_clips(clip_folder(settings, progress))
-    keys = [clip_key(clip) for clip in clips]
+    files = [clip_key(clip) for clip in clips]
+    captions = [clip.caption for clip in clips]
+    keys = list(map(caption_key, files, captions)) if source.captioned else files
     shape = [settings.frames, settings.height, settings.width, settings.buckets, settings.min_frames, settings.fps]
     pixels = {"size": value_hash(shape), "codec": own["codec"], "start": own["start"]}
-    named = {"clips": hash_of_all(keys), "captions": hash_of_all(clip.caption for clip in clips)}
+    named = {"clips": hash_of_all(files), "captions": hash_of_all(captions)}
     made_of = {**named, **pixels, **text}
     return Wanted(
         clips,
         keys,
-        [clip.caption for clip in clips],
+        captions,
         made_of,
         text_folder,
         cache / f"clips-{value_hash([LAYOUT, pixels])}",

@@ -200,9 +200,10 @@ class Added(Term):
         return Condition({name: value for name, value in condition.fields.items() if name in self.fields})
 
     def _check(self, condition: Condition) -> None:
+        from ..condition import FRAME_FIELDS
         from ..errors import UserError
 
-        if "start" not in condition.fields:
+        if not any(name in condition.fields for name in FRAME_FIELDS):
             return
         if self.settings.model == TEACHER:
             raise UserError(

@@ -1,0 +1,174 @@
+"""Cosmos-Predict2.5: diffusers' `CosmosTransformer3DModel`, from text and from a first frame with the same weights.
+
+It predicts eps - x0, and its time is sigma itself. It is told which latent frames are given (a mask channel). A given
+first frame stands clean IN the noise, with a time of 1e-4 of its own, and nothing is to be predicted there: the
+published pipeline puts the true velocity in place of the output, which is `hold` in x0-space.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..condition import Condition
+from ..errors import UserError
+from ..files import dtype_named
+from ..flow import Process, RectifiedFlow
+from ..geometry import LatentGeometry
+from ..settings import Model
+from . import cosmos_keys
+from .base import Architecture, Facts, KeyMap
+from .class_config import config_of
+from .cosmos_class import new_model, stays_wide
+from .cosmos_config import config_at
+from .cosmos_loading import load_model
+from .cosmos_probe import probe_of
+from .cosmos_variants import NEEDS, TAKES, facts_of, geometry_of, widths_of
+from .fits import check_fields, check_fit, check_one_frame
+from .held_frame import free_after_first, with_first
+from .weights import save_folder
+
+if TYPE_CHECKING:
+    from ..data.codec import Codec
+    from ..data.encoder_source import EncoderSource, StartEncoder
+
+CHANNELS = 16  # of a model that is trained from scratch
+ADALN = 256  # width of its modulation layers, as of the published models
+LEAST_HEAD = 12  # channels; positions along three axes need so many
+GIVEN_TIME = 1e-4  # of frames that are given (`conditional_frame_timestep` of the published pipeline)
+
+
+class CosmosBackbone:
+    """Cosmos-Predict2.5. The model predicts eps - x0 and takes its time as sigma."""
+
+    name = "cosmos"
+    frame_by_frame = False
+    process: Process = RectifiedFlow()
+    lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
+    keys: KeyMap = cosmos_keys
+
+    def build(self, architecture: Architecture) -> nn.Module:
+        a = architecture
+        if a.head_dim < LEAST_HEAD or a.head_dim % 2:
+            raise UserError(f"model.head_dim is {a.head_dim}, but a Cosmos takes even numbers from {LEAST_HEAD} up")
+        width = a.heads * a.head_dim
+        return new_model(
+            {
+                "in_channels": CHANNELS + 1,
+                "out_channels": CHANNELS,
+                "num_attention_heads": a.heads,
+                "attention_head_dim": a.head_dim,
+                "num_layers": a.layers,
+                "mlp_ratio": math.nextafter(a.ffn_dim / width, math.inf),  # diffusers rounds the product down
+                "text_embed_dim": a.text_dim,
+                "adaln_lora_dim": min(ADALN, width),
+                "patch_size": [1, 2, 2],
+                "rope_scale": [1.0, 1.0, 1.0],
+                "extra_pos_embed_type": None,
+            }
+        )
+
+    def load(self, path: Path, dtype: torch.dtype) -> nn.Module:
+        return load_model(path, dtype)
+
+    def with_first_frame(self, model: nn.Module) -> nn.Module:
+        raise UserError(
+            f"{self.facts(model).name} starts from a first frame as it is; set model.init to load and "
+            "model.first_frame to true"
+        )
+
+    def latents(self, model: nn.Module) -> LatentGeometry:
+        return geometry_of(_config(model))
+
+    def facts(self, model: nn.Module) -> Facts:
+        parameters = sum(p.numel() for name, p in model.named_parameters() if ".lora_" not in name)
+        return facts_of(_config(model), parameters)
+
+    def encoder_source(self, settings: Model, device: torch.device) -> EncoderSource:
+        from .cosmos_source import CosmosSource
+
+        text = dtype_named(settings.text_precision)
+        return CosmosSource(settings, config_at(Path(settings.path)), text, device)
+
+    def start_encoder(self, settings: Model, codec: Codec) -> StartEncoder | None:
+        from .first_frame import FirstFrame
+
+        return FirstFrame(codec, "first") if settings.first_frame else None
+
+    def check_fit(self, model: nn.Module, latents: LatentGeometry, width: int) -> None:
+        config = _config(model)
+        check_fit(config["out_channels"], widths_of(config), latents, width)
+
+    def check_condition(self, model: nn.Module, condition: Condition) -> None:
+        def name() -> str:
+            return self.facts(model).name
+
+        check_fields(name, NEEDS, TAKES, condition)
+        if "first" in condition.fields:
+            check_one_frame(name, condition.fields["first"], _config(model)["out_channels"])
+
+    def blocks(self, model: nn.Module) -> Iterable[nn.Module]:
+        found: nn.ModuleList = model.transformer_blocks  # type: ignore[assignment]
+        return found
+
+    def predict(self, model: nn.Module, x_t: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
+        self.check_condition(model, condition)
+        dtype = model.get_parameter("patch_embed.proj.weight").dtype
+        first, time = condition.fields.get("first"), sigma.to(x_t.device).expand(len(x_t))
+        hidden = x_t.to(dtype)
+        b, _, f, h, w = hidden.shape
+        mask = hidden.new_zeros(b, 1, f, h, w)  # 1 where a frame is given
+        if first is not None:
+            hidden, time = with_first(hidden, first), _time_of_frames(time, f)
+            mask[:, :, 0] = 1
+        output: Tensor = model(
+            hidden_states=hidden,
+            timestep=time,
+            encoder_hidden_states=condition.fields["text"].to(dtype),
+            condition_mask=mask,
+            padding_mask=hidden.new_zeros(1, 1, h, w),  # 0: nothing is padding
+            return_dict=False,
+        )[0]
+        return output
+
+    def hold(self, x0: Tensor, condition: Condition) -> Tensor:
+        first = condition.fields.get("first")
+        return x0 if first is None else with_first(x0, first)
+
+    def free(self, condition: Condition, like: Tensor) -> Tensor | None:
+        return free_after_first(like) if "first" in condition.fields else None
+
+    def probe(self, model: nn.Module) -> tuple[Tensor, Tensor, Condition]:
+        return probe_of(_config(model))
+
+    def save_folder(self, model: nn.Module, folder: Path, dtype: torch.dtype) -> None:
+        weights = {name: w if stays_wide(name) else w.to(dtype) for name, w in model.state_dict().items()}
+        save_folder(lambda: new_model(config_of(model)), weights, folder)
+
+    def native_state(self, model: nn.Module) -> Mapping[str, Tensor]:
+        return cosmos_keys.to_native(model.state_dict())
+
+    def native_metadata(self, model: nn.Module) -> dict[str, str]:
+        """What a native file's header must say so that `load` can read it back."""
+        return {"config": json.dumps(config_of(model))}
+
+
+def _config(model: nn.Module) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = model.config  # type: ignore[assignment]
+    return found
+
+
+def _time_of_frames(time: Tensor, frames: int) -> Tensor:
+    """(b,) -> (b, 1, f, 1, 1), as the model takes a time for each latent frame; the first one is given."""
+    times = time[:, None].repeat(1, frames)
+    times[:, 0] = GIVEN_TIME
+    return times[:, None, :, None, None]
+
+
+BACKBONE = CosmosBackbone()
