@@ -98,7 +98,7 @@ class Kind:
         by_hand: the real class called as diffusers' pipelines call it: model, x_t, sigma (b,), condition -> output.
         telling: sizes with which a file says without a header what model it is; None for a family that needs one.
         native: the weights under the names of native files.
-        idle: beginnings of adapters' names that get no gradient, because the model drops what they make.
+        idle: beginnings of adapters' and weights' names that get no gradient, because the model drops what they make.
         picture: the condition's field that shows the first frame, "" for a model of text alone.
         held: x0 itself holds that frame.
         either: the frame may be left out.

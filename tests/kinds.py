@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import pytest
 from cosmos_kinds import COSMOS
+from hunyuan15_kinds import HUNYUAN15
 from hunyuan_kinds import HUNYUAN
 from kind import Kind
 from wan_kinds import WAN
 
-KINDS: tuple[Kind, ...] = (*WAN, *HUNYUAN, *COSMOS)
+KINDS: tuple[Kind, ...] = (*WAN, *HUNYUAN, *HUNYUAN15, *COSMOS)
 kinds = pytest.mark.parametrize("kind", KINDS, ids=str)
 pictured = pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.picture], ids=str)
 holding = pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.held], ids=str)

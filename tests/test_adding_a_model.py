@@ -16,7 +16,7 @@ CORE = ROOT / "w2svd_core"
 BUNDLED = ROOT / "nodes" / "portraits.py"  # the portraits' own teacher in ComfyUI, which is a Wan
 PAGE = (ROOT / "docs" / "adding-a-model.md").read_text(encoding="utf-8")
 PLACES = (ROOT, CORE, CORE / "backbones", CORE / "recipes", ROOT / "tests")
-OF_A_FAMILY = re.compile(rf"(.*\.)?({'|'.join(name.split('_')[0] for name in FAMILIES)}|unet)(_\w+)?")
+OF_A_FAMILY = re.compile(rf"(.*\.)?({'|'.join(name.split('_')[0] for name in FAMILIES)}|unet)\d*(_\w+)?")
 
 
 def test_every_file_that_is_named_is_there() -> None:

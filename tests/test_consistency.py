@@ -239,7 +239,11 @@ def jump_of(program: Any, clips: LatentSet) -> float:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"student.lr": 2e-2}, {"student.kind": "full", "student.lr": 3e-3}], ids=["lora", "full"]
+    "changes",
+    [
+        pytest.param({"student.lr": 2e-2}, id="lora"),
+        pytest.param({"student.kind": "full", "student.lr": 3e-3}, id="full", marks=pytest.mark.slow),
+    ],
 )
 def test_the_student_learns_where_the_guided_path_ends(
     new_program: Programs, new_recipe: Recipes, clips: LatentSet, changes: dict[str, Any]
@@ -266,7 +270,8 @@ def test_it_trains_every_kind(kind: Kind, student: str, new_recipe: Recipes) -> 
         logs = program.round(index)
         assert all(value == value for value in logs.values())
     after = program.model.parameters("generator")
-    still = {name for name, weight in after.items() if torch.equal(before[name], weight)}
+    same = (name for name, weight in after.items() if torch.equal(before[name], weight))
+    still = {name for name in same if not name.startswith(kind.idle)}
     assert not still or (student == "full" and all("norm" in name or "bias" in name for name in still))
     base = program.model.base_state()
     assert all(torch.equal(base[name], weight) for name, weight in pristine.state_dict().items())

@@ -340,6 +340,7 @@ def test_evaluate_refuses(place: Path, run: Path, full_run: Path, door: Door) ->
     assert not (place / "never.md").exists()
 
 
+@pytest.mark.slow
 def test_a_table_of_two_runs(place: Path, run: Path, full_run: Path, door: Door) -> None:
     out = place / "table.md"
     both = [run, full_run, "--data.folder", "portraits"]

@@ -175,7 +175,7 @@ def changed(model: nn.Module, size: float = 0.1) -> nn.Module:
 def test_a_difference_at_full_rank_is_the_change(kind: Kind) -> None:
     model = kind.new()
     student = changed(model)
-    names = list(linears(model))
+    names = [name for name, layer in linears(model).items() if min(layer.weight.shape) <= 1000]
     found = lora_algebra.difference(model.state_dict(), student.state_dict(), names, 1000)
     assert set(found.pairs) == set(names) and found.error < 1e-6
     whole = lora_algebra.merged(model.state_dict(), found.pairs)

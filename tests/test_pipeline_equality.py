@@ -27,16 +27,15 @@ from w2svd_core.generation import Way, generate, predictor
 from w2svd_core.randomness import noise_of_seeds
 from w2svd_core.roles import SharedModel
 
-STEPS, SEEDS, EMBEDDED = 4, (7, 8), 6.0
+STEPS, SEEDS, EMBEDDED = 3, (7, 8), 6.0
 PROMPTS = ("a man with red hair talks", "a woman nods slowly, then smiles")
 
 
-def cases(kinds: tuple[Kind, ...], files: bool = False) -> pytest.MarkDecorator:
+def ways(kinds: tuple[Kind, ...], files: bool = False) -> list[Any]:
     """Each kind that has a pipeline (single files), from a picture and without where it can do both."""
     found = [(kind, bool(kind.picture)) for kind in kinds if kind.tiny and (kind.files or not files)]
     found += [(kind, False) for kind, _ in found if kind.either and not files]
-    names = [f"{kind}-{'picture' if image else 'text'}" for kind, image in found]
-    return pytest.mark.parametrize(("kind", "image"), found, ids=names)
+    return [pytest.param((kind, image), id=f"{kind}-{'picture' if image else 'text'}") for kind, image in found]
 
 
 @pytest.fixture(autouse=True)
@@ -51,9 +50,10 @@ def no_ftfy_needed(monkeypatch: pytest.MonkeyPatch) -> None:
 class Case:
     """A pipeline, and the same model, prompts and first frame in this house."""
 
-    def __init__(self, kind: Kind, image: bool, native: bool = False) -> None:
+    def __init__(self, way: tuple[Kind, bool], native: bool = False) -> None:
+        kind, image = way
         assert kind.tiny is not None
-        self.tiny, self.family = kind.tiny(), kind.backbone
+        self.kind, self.tiny, self.family = kind, kind.tiny(), kind.backbone
         make = self.tiny.model_of_files if native else self.tiny.model
         settings = make(family=kind.family, first_frame=image, text_precision="fp32")
         self.pipe = self.tiny.pipeline(image=image)
@@ -85,9 +85,9 @@ class Case:
         """The scheduler's, after the pipeline has set them."""
         return tuple(self.pipe.scheduler.sigmas.double().tolist())
 
-    def ours(self, guidance: float, sigmas: tuple[float, ...]) -> Tensor:
+    def ours(self, guidance: float, sigmas: tuple[float, ...], condition: Condition | None = None) -> Tensor:
         way = Way("teacher", sigmas, "euler", guidance)
-        found = generate(self.model, way, self.condition, self.null, self.shape, SEEDS)
+        found = generate(self.model, way, condition or self.condition, self.null, self.shape, SEEDS)
         return self.family.hold(found, self.condition)
 
 
@@ -95,10 +95,13 @@ def close(found: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
-@cases(KINDS)
+@pytest.fixture(scope="module", params=ways(KINDS))
+def case(request: pytest.FixtureRequest) -> Case:
+    return Case(request.param)
+
+
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
-def test_the_teacher_sampler_is_the_pipeline(kind: Kind, image: bool, guidance: float) -> None:
-    case = Case(kind, image)
+def test_the_teacher_sampler_is_the_pipeline(case: Case, guidance: float) -> None:
     expected = case.reference(guidance)
     sigmas = case.sigmas()
     assert len(sigmas) == STEPS + 1 and sigmas[0] == 1 and sigmas[-1] == 0
@@ -108,26 +111,26 @@ def test_the_teacher_sampler_is_the_pipeline(kind: Kind, image: bool, guidance: 
     # and it is no accident: the prompts, the noise and the picture all have a say
     assert not torch.allclose(expected[0], expected[1], atol=0.1)
     assert not torch.allclose(case.ours(guidance + 1, sigmas), expected, atol=1e-3)
-    if image:
-        start = case.condition.fields[kind.picture]
-        case.condition = Condition({**case.condition.fields, kind.picture: start + 1})
-        assert not torch.allclose(case.ours(guidance, sigmas), expected, atol=1e-3)
+    if case.picture is not None:
+        fields = dict(case.condition.fields)
+        fields[case.kind.picture] = fields[case.kind.picture] + 1
+        assert not torch.allclose(case.ours(guidance, sigmas, Condition(fields)), expected, atol=1e-3)
 
 
-@cases(KINDS, files=True)
-def test_native_files_sample_what_the_pipeline_samples(kind: Kind, image: bool) -> None:
+@pytest.mark.parametrize("way", ways(KINDS, files=True))
+def test_native_files_sample_what_the_pipeline_samples(way: tuple[Kind, bool]) -> None:
     """Transformer, VAE, text encoder and image encoder as ComfyUI has them, with nothing in them but tensors."""
-    case = Case(kind, image, native=True)
+    case = Case(way, native=True)
     expected = case.reference(4.0)
     close(case.ours(4.0, case.sigmas()), expected)
 
 
-@cases(WAN)
-def test_the_guided_call_is_that_of_a_pipeline_with_another_solver(kind: Kind, image: bool) -> None:
+@pytest.mark.parametrize("way", ways(WAN))
+def test_the_guided_call_is_that_of_a_pipeline_with_another_solver(way: tuple[Kind, bool]) -> None:
     """UniPC, which the published pipelines run: on its own path, each step's model output is ours."""
     from diffusers import UniPCMultistepScheduler
 
-    case = Case(kind, image)
+    case = Case(way)
     scheduler = UniPCMultistepScheduler(
         prediction_type="flow_prediction", use_flow_sigmas=True, num_train_timesteps=1000, flow_shift=3.0
     )

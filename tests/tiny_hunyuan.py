@@ -10,7 +10,7 @@ import atexit
 import functools
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -273,8 +273,26 @@ def new_clip(words: int) -> Any:
 
 def new_tokenizer() -> Any:
     """LLaMA 3's way, knowing the templates' words as wholes and all others by their letters."""
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from tokenizers import processors
     from transformers import PreTrainedTokenizerFast
+
+    corpus = ["system", "user", "assistant"]  # stand alone between special words
+    for template in (TEMPLATE, PICTURE_TEMPLATE):
+        for word in SPECIAL:
+            template = template.replace(word, " ")
+        corpus.append(f"\n\n{template}")
+    made = whole_words(corpus, SPECIAL)
+    made.post_processor = processors.TemplateProcessing(
+        single=f"{SPECIAL[0]} $A", special_tokens=[(SPECIAL[0], made.token_to_id(SPECIAL[0]))]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made, bos_token=SPECIAL[0], eos_token=SPECIAL[1], pad_token="<pad>", padding_side="right"
+    )
+
+
+def whole_words(corpus: Sequence[str], special: Sequence[str]) -> Any:
+    """Pieces of bytes as LLaMA 3's and Qwen's, that know the words of some texts as wholes."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
     made = Tokenizer(models.BPE(ignore_merges=True))
     made.pre_tokenizer = pre_tokenizers.Sequence(
@@ -284,25 +302,15 @@ def new_tokenizer() -> Any:
         ]
     )
     made.decoder = decoders.ByteLevel()
-    corpus = ["system", "user", "assistant"]  # stand alone between special words
-    for template in (TEMPLATE, PICTURE_TEMPLATE):
-        for word in SPECIAL:
-            template = template.replace(word, " ")
-        corpus.append(f"\n\n{template}")
     trainer = trainers.BpeTrainer(
         vocab_size=1000,
         min_frequency=1,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        special_tokens=list(SPECIAL),
+        special_tokens=list(special),
         show_progress=False,
     )
     made.train_from_iterator(corpus, trainer)
-    made.post_processor = processors.TemplateProcessing(
-        single=f"{SPECIAL[0]} $A", special_tokens=[(SPECIAL[0], made.token_to_id(SPECIAL[0]))]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=made, bos_token=SPECIAL[0], eos_token=SPECIAL[1], pad_token="<pad>", padding_side="right"
-    )
+    return made
 
 
 def new_clip_tokenizer() -> Any:

@@ -136,7 +136,7 @@ def _family(args: argparse.Namespace) -> Backbone:
         return backbone(args.family or "wan")
     path = args.lora if args.command == "convert" else parse_lora(args.loras[0])[0]
     with opened_safetensors(path) as file:
-        return family_of_lora(list(file.keys()))
+        return family_of_lora(list(file.keys()), args.model)
 
 
 def _extract(args: argparse.Namespace, base: Base | None) -> list[str]:

@@ -54,7 +54,7 @@ class Model(Section):
     first_frame: bool = setting(
         False,
         "clips start from a given first frame (only for init random, and for a model that can do both: Wan 2.2 TI2V, "
-        "Cosmos)",
+        "Cosmos, HunyuanVideo 1.5)",
     )
     init: Literal["load", "random", "first_frame"] = setting(
         "load",

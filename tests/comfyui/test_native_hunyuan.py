@@ -60,23 +60,30 @@ def clean(kind: Kind, model: nn.Module, condition: Condition) -> Tensor:
 
 @kinds
 def test_one_file_is_one_model_in_both(kind: Kind, tmp_path: Path) -> None:
-    model, patcher = twins(kind, tmp_path)
-    ours, theirs = conditions(kind)
-    torch.testing.assert_close(asked(patcher, kind.points(), SIGMA, theirs), clean(kind, model, ours))
-    with native_roles(patcher) as shared:
-        assert base_hash(shared.base_state()) == base_hash(model)
+    one_model(kind, *twins(kind, tmp_path), *conditions(kind))
 
 
 @kinds
 def test_a_lora_of_either_acts_in_both(kind: Kind, tmp_path: Path) -> None:
+    one_lora(kind, *twins(kind, tmp_path), *conditions(kind), tmp_path)
+
+
+def one_model(kind: Kind, model: nn.Module, patcher: Any, ours: Condition, theirs: Condition) -> None:
+    """One answer and one fingerprint of diffusers' model and of a MODEL."""
+    found, expected = asked(patcher, kind.points(), SIGMA, theirs), clean(kind, model, ours)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    with native_roles(patcher) as shared:
+        assert base_hash(shared.base_state()) == base_hash(model)
+
+
+def one_lora(kind: Kind, model: nn.Module, patcher: Any, ours: Condition, theirs: Condition, folder: Path) -> None:
+    """A LoRA of the MODEL reads back bit for bit, is diffusers' too, and every layer of it acts in ComfyUI's core."""
     import comfy.sd
 
-    model, patcher = twins(kind, tmp_path)
-    ours, theirs = conditions(kind)
     with native_roles(patcher) as shared:
         shaken_adapters(shared)
         layers, lora = len(shared.backbone.lora_targets), lora_of(shared)
-    path = tmp_path / "lora.safetensors"
+    path = folder / "lora.safetensors"
     write_safetensors(path, lora)
     pairs, _ = read_lora(path, kind.backbone.keys)
     again = native_tensors(pairs, kind.backbone.keys)
@@ -86,7 +93,7 @@ def test_a_lora_of_either_acts_in_both(kind: Kind, tmp_path: Path) -> None:
     merge_files(model, [str(path)], kind.backbone.keys)
     wanted = clean(kind, model, ours)
     assert (wanted - before).abs().max() > 0.01
-    for found in (lora, separate(pairs, kind, tmp_path)):
+    for found in (lora, separate(pairs, kind, folder)):
         with torch.inference_mode():
             with_lora, _ = comfy.sd.load_lora_for_models(patcher, None, found, 1.0, 0.0)
         assert len(with_lora.patches) == layers == len(found) // 3

@@ -23,6 +23,12 @@ def _hunyuan_video() -> Backbone:
     return BACKBONE
 
 
+def _hunyuan_video15() -> Backbone:
+    from .hunyuan15 import BACKBONE
+
+    return BACKBONE
+
+
 def _cosmos() -> Backbone:
     from .cosmos import BACKBONE
 
@@ -44,6 +50,7 @@ def _image_unet() -> Backbone:
 FAMILIES: dict[str, Callable[[], Backbone]] = {
     "wan": _wan,
     "hunyuan_video": _hunyuan_video,
+    "hunyuan_video15": _hunyuan_video15,
     "cosmos": _cosmos,
     "animatediff": _animatediff,
     "image_unet": _image_unet,
@@ -63,13 +70,32 @@ def backbone(family: str) -> Backbone:
     return FAMILIES[family]()
 
 
-def family_of_lora(keys: Collection[str]) -> Backbone:
+def family_of_lora(keys: Collection[str], model: str = "") -> Backbone:
     """The family whose model has a place for every key of a LoRA file; the first one where none has, to refuse it.
 
-    HunyuanVideo's blocks have Flux's names; that the file is for a video model is for the caller to know.
+    HunyuanVideo's blocks have Flux's names; that the file is for a video model is for the caller to know. They have
+    those of HunyuanVideo 1.5, too: between families that share names the base decides.
+
+    Args:
+        model: folder or file of the base; "" where it is not known, and what is done with the names is the same.
     """
     from ..lora_files import has_place
 
     families = [backbone(name) for name in FAMILIES]
-    fitting = (family for family in families if all(has_place(key, family.keys) for key in keys))
-    return next(fitting, families[0])
+    fitting = [family for family in families if all(has_place(key, family.keys) for key in keys)]
+    if model and len(fitting) > 1:
+        fitting = [family for family in fitting if _reads(family, model)] or fitting
+    return next(iter(fitting), families[0])
+
+
+def _reads(family: Backbone, model: str) -> bool:
+    """Whether a model on disk is of a family, before anything large is loaded."""
+    import torch
+
+    from ..settings import Model
+
+    try:
+        family.encoder_source(Model(family=family.name, path=model), torch.device("cpu"))
+    except UserError:
+        return False
+    return True

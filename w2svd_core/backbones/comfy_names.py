@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..errors import UserError
-from . import hunyuan_keys, hunyuan_loading, wan_keys, wan_loading
+from . import hunyuan15_keys, hunyuan15_loading, hunyuan_keys, hunyuan_loading, wan_keys, wan_loading
 from .base import KeyMap
 from .key_parts import Part, Parts, is_whole
 
@@ -18,6 +18,7 @@ from .key_parts import Part, Parts, is_whole
 KNOWN: tuple[tuple[ModuleType, ModuleType], ...] = (
     (wan_keys, wan_loading),
     (hunyuan_keys, hunyuan_loading),
+    (hunyuan15_keys, hunyuan15_loading),
 )
 
 

@@ -7,32 +7,26 @@ published pipeline puts the true velocity in place of the output, which is `hold
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from ..condition import Condition
 from ..errors import UserError
-from ..files import dtype_named
-from ..flow import Process, RectifiedFlow
 from ..geometry import LatentGeometry
 from ..settings import Model
 from . import cosmos_keys
-from .base import Architecture, Facts, KeyMap
-from .class_config import config_of
+from .base import Architecture, KeyMap
 from .cosmos_class import new_model, stays_wide
 from .cosmos_config import config_at
 from .cosmos_loading import load_model
 from .cosmos_probe import probe_of
 from .cosmos_variants import NEEDS, TAKES, facts_of, geometry_of, widths_of
 from .fits import check_fields, check_fit, check_one_frame
-from .held_frame import free_after_first, with_first
-from .weights import save_folder
+from .held_frame import with_first
+from .transformer import Config, Transformer, Words, seen
 
 if TYPE_CHECKING:
     from ..data.codec import Codec
@@ -44,14 +38,14 @@ LEAST_HEAD = 12  # channels; positions along three axes need so many
 GIVEN_TIME = 1e-4  # of frames that are given (`conditional_frame_timestep` of the published pipeline)
 
 
-class CosmosBackbone:
+class CosmosBackbone(Transformer):
     """Cosmos-Predict2.5. The model predicts eps - x0 and takes its time as sigma."""
 
     name = "cosmos"
-    frame_by_frame = False
-    process: Process = RectifiedFlow()
     lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
     keys: KeyMap = cosmos_keys
+    words = Words(new_model, load_model, config_at, geometry_of, facts_of, probe_of, cosmos_keys.to_native, stays_wide)
+    held = "first"
 
     def build(self, architecture: Architecture) -> nn.Module:
         a = architecture
@@ -74,27 +68,16 @@ class CosmosBackbone:
             }
         )
 
-    def load(self, path: Path, dtype: torch.dtype) -> nn.Module:
-        return load_model(path, dtype)
-
     def with_first_frame(self, model: nn.Module) -> nn.Module:
         raise UserError(
             f"{self.facts(model).name} starts from a first frame as it is; set model.init to load and "
             "model.first_frame to true"
         )
 
-    def latents(self, model: nn.Module) -> LatentGeometry:
-        return geometry_of(_config(model))
-
-    def facts(self, model: nn.Module) -> Facts:
-        parameters = sum(p.numel() for name, p in model.named_parameters() if ".lora_" not in name)
-        return facts_of(_config(model), parameters)
-
-    def encoder_source(self, settings: Model, device: torch.device) -> EncoderSource:
+    def source(self, settings: Model, config: Config, text: torch.dtype, device: torch.device) -> EncoderSource:
         from .cosmos_source import CosmosSource
 
-        text = dtype_named(settings.text_precision)
-        return CosmosSource(settings, config_at(Path(settings.path)), text, device)
+        return CosmosSource(settings, config, text, device)
 
     def start_encoder(self, settings: Model, codec: Codec) -> StartEncoder | None:
         from .first_frame import FirstFrame
@@ -102,7 +85,7 @@ class CosmosBackbone:
         return FirstFrame(codec, "first") if settings.first_frame else None
 
     def check_fit(self, model: nn.Module, latents: LatentGeometry, width: int) -> None:
-        config = _config(model)
+        config = seen(model)
         check_fit(config["out_channels"], widths_of(config), latents, width)
 
     def check_condition(self, model: nn.Module, condition: Condition) -> None:
@@ -111,11 +94,7 @@ class CosmosBackbone:
 
         check_fields(name, NEEDS, TAKES, condition)
         if "first" in condition.fields:
-            check_one_frame(name, condition.fields["first"], _config(model)["out_channels"])
-
-    def blocks(self, model: nn.Module) -> Iterable[nn.Module]:
-        found: nn.ModuleList = model.transformer_blocks  # type: ignore[assignment]
-        return found
+            check_one_frame(name, condition.fields["first"], seen(model)["out_channels"])
 
     def predict(self, model: nn.Module, x_t: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         self.check_condition(model, condition)
@@ -136,32 +115,6 @@ class CosmosBackbone:
             return_dict=False,
         )[0]
         return output
-
-    def hold(self, x0: Tensor, condition: Condition) -> Tensor:
-        first = condition.fields.get("first")
-        return x0 if first is None else with_first(x0, first)
-
-    def free(self, condition: Condition, like: Tensor) -> Tensor | None:
-        return free_after_first(like) if "first" in condition.fields else None
-
-    def probe(self, model: nn.Module) -> tuple[Tensor, Tensor, Condition]:
-        return probe_of(_config(model))
-
-    def save_folder(self, model: nn.Module, folder: Path, dtype: torch.dtype) -> None:
-        weights = {name: w if stays_wide(name) else w.to(dtype) for name, w in model.state_dict().items()}
-        save_folder(lambda: new_model(config_of(model)), weights, folder)
-
-    def native_state(self, model: nn.Module) -> Mapping[str, Tensor]:
-        return cosmos_keys.to_native(model.state_dict())
-
-    def native_metadata(self, model: nn.Module) -> dict[str, str]:
-        """What a native file's header must say so that `load` can read it back."""
-        return {"config": json.dumps(config_of(model))}
-
-
-def _config(model: nn.Module) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = model.config  # type: ignore[assignment]
-    return found
 
 
 def _time_of_frames(time: Tensor, frames: int) -> Tensor:

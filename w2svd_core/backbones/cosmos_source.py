@@ -22,7 +22,7 @@ from .cosmos_loading import load_projection
 from .cosmos_text import TOKENS, CosmosReason, load_text_encoder
 from .cosmos_variants import NEGATIVE, VARIANTS, geometry_of, recognised
 from .first_frame import FirstFrame
-from .pipeline_parts import Part, place_of, tokenizer_part
+from .pipeline_parts import Part, folder_of, place_of, tokenizer_part
 from .tokenizing import load_tokenizer
 from .wan_vae import TILE_ABOVE, WanVae, load_vae
 from .weights import sampled_hash
@@ -77,8 +77,7 @@ class CosmosSource:
             UserError: one of them is not there.
         """
         codec = value_hash(["wan vae", print_of_files(self._place(VAE)), TILE_ABOVE])
-        tokenizer = self._place(TOKENIZER)
-        words = print_of_files(tokenizer.parent if tokenizer.is_file() else tokenizer)
+        words = print_of_files(folder_of(self._place(TOKENIZER)))
         encoder = print_of_files(self._place(TEXT_ENCODER))
         projection = load_projection(Path(self.settings.path), self.text_dtype)
         projected = "" if projection is None else sampled_hash(projection.state_dict())

@@ -24,10 +24,10 @@ from .hunyuan_text import (
     PICTURE_TEMPLATE_TOKENS,
     TOKENS,
     check_tokenizer,
-    filled,
     load_llama,
     tokenized,
 )
+from .padded_text import filled
 from .tokenizing import words_hash
 from .weights import Header, Shapes, class_in, from_file, from_folder, frozen, hollow, sampled_hash, strip
 

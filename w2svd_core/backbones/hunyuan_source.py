@@ -31,7 +31,7 @@ from .hunyuan_places import (
 from .hunyuan_text import PICTURE_TEMPLATE, TEMPLATE, TOKENS, Llama, TextPrompts, load_llama
 from .hunyuan_vae import TILE_ABOVE, HunyuanVae, load_vae
 from .hunyuan_variants import FIRST, VARIANTS, geometry_of, kind_of
-from .pipeline_parts import Part, optional_place_of, place_of
+from .pipeline_parts import Part, folder_of, optional_place_of, place_of
 from .tokenizing import load_image_processor, load_tokenizer, load_tokenizer_as_written
 
 EVERY = {"concat": 2, "replace": 4}  # which of the picture's tokens count (diffusers' pipeline)
@@ -81,7 +81,7 @@ class HunyuanSource:
             UserError: one of them is not there.
         """
         codec = value_hash(["hunyuan vae", print_of_files(self._place(VAE)), TILE_ABOVE])
-        words = [_folder(self._place(part)) for part in (TOKENIZER, CLIP_TOKENIZER)]
+        words = [folder_of(self._place(part)) for part in (TOKENIZER, CLIP_TOKENIZER)]
         encoders = [self._place(part) for part in (LLAVA if self.starts else LLAMA, CLIP)]
         prints = [print_of_files(place) for place in (*words, *encoders)]
         used = [str(self.text_dtype), TOKENS]
@@ -137,7 +137,3 @@ class HunyuanSource:
 
     def _place(self, part: Part) -> Path:
         return place_of(part, self.settings, REPOSITORY[kind_of(self.config)])
-
-
-def _folder(place: Path) -> Path:
-    return place.parent if place.is_file() else place

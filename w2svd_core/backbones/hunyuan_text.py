@@ -15,6 +15,7 @@ from ..errors import UserError
 from ..hashing import value_hash
 from .class_config import bundled_config
 from .clip_text import ClipText
+from .padded_text import filled
 from .tokenizing import check_vocabulary, words_hash
 from .weights import Header, Shapes, class_in, from_file, from_folder, frozen, hollow, sampled_hash
 
@@ -114,14 +115,6 @@ def tokenized(tokenizer: Any, template: str, prompts: Sequence[str], start: int)
         return_tensors="pt",
     )
     return words.input_ids, words.attention_mask
-
-
-def filled(hidden: Tensor, mask: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
-    """Hidden states `b n width` and mask (b, n) with zeros after the last token, up to `tokens`, on the CPU."""
-    kept = hidden * mask[..., None].to(hidden.dtype)
-    more = tokens - hidden.shape[1]
-    text, seen = nn.functional.pad(kept, (0, 0, 0, more)), nn.functional.pad(mask.float(), (0, more))
-    return text.cpu(), seen.cpu()
 
 
 def check_tokenizer(tokenizer: Any, vocabulary: int, template: str, start: int) -> list[int]:

@@ -8,46 +8,37 @@ frame is clean and its tokens have time 0, so that nothing is to be predicted th
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from ..condition import GUIDANCE, Condition
 from ..errors import UserError
-from ..files import dtype_named
-from ..flow import Process, RectifiedFlow
 from ..geometry import LatentGeometry
 from ..settings import Model
 from . import hunyuan_keys
-from .base import Architecture, Facts, KeyMap
+from .base import Architecture, KeyMap
 from .beside import beside
-from .class_config import config_of
 from .fits import check_fields, check_fit, check_one_frame
-from .held_frame import free_after_first, with_first
+from .held_frame import with_first
 from .hunyuan_config import config_at
 from .hunyuan_loading import load_model, new_model
 from .hunyuan_probe import probe_of
 from .hunyuan_variants import FIRST, facts_of, geometry_of, kind_of, needs_of, takes_of
-from .weights import save_folder
+from .transformer import Config, Transformer, Words, seen
 
 if TYPE_CHECKING:
     from ..data.codec import Codec
     from ..data.encoder_source import EncoderSource, StartEncoder
 
 DOUBLE, SINGLE = "transformer_blocks.*.", "single_transformer_blocks.*."
-HELD = "first"  # the field whose frame x0 itself holds
 
 
-class HunyuanVideoBackbone:
+class HunyuanVideoBackbone(Transformer):
     """HunyuanVideo. The model predicts eps - x0 and takes its time as 1000 sigma, its guidance as 1000 times it."""
 
     name = "hunyuan_video"
-    frame_by_frame = False
-    process: Process = RectifiedFlow()
     lora_targets: tuple[str, ...] = (
         *(f"{DOUBLE}attn.{name}" for name in ("to_q", "to_k", "to_v", "to_out.0")),
         *(f"{DOUBLE}attn.{name}" for name in ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")),
@@ -55,38 +46,30 @@ class HunyuanVideoBackbone:
         *(f"{SINGLE}{name}" for name in ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp", "proj_out")),
     )
     keys: KeyMap = hunyuan_keys
+    words = Words(new_model, load_model, config_at, geometry_of, facts_of, probe_of, hunyuan_keys.to_native)
+    block_lists = ("transformer_blocks", "single_transformer_blocks")
+    held = "first"
 
     def build(self, architecture: Architecture) -> nn.Module:
         _own_encoders_alone("be trained from scratch")
 
-    def load(self, path: Path, dtype: torch.dtype) -> nn.Module:
-        return load_model(path, dtype)
-
     def with_first_frame(self, model: nn.Module) -> nn.Module:
         _own_encoders_alone("be widened by a first frame")
 
-    def latents(self, model: nn.Module) -> LatentGeometry:
-        return geometry_of(_config(model))
-
-    def facts(self, model: nn.Module) -> Facts:
-        parameters = sum(p.numel() for name, p in model.named_parameters() if ".lora_" not in name)
-        return facts_of(_config(model), parameters)
-
-    def encoder_source(self, settings: Model, device: torch.device) -> EncoderSource:
+    def source(self, settings: Model, config: Config, text: torch.dtype, device: torch.device) -> EncoderSource:
         from .hunyuan_source import HunyuanSource
 
-        text = dtype_named(settings.text_precision)
-        return HunyuanSource(settings, config_at(Path(settings.path)), text, device)
+        return HunyuanSource(settings, config, text, device)
 
     def start_encoder(self, settings: Model, codec: Codec) -> StartEncoder | None:
         _own_encoders_alone("learn from the bundled encoders")
 
     def check_fit(self, model: nn.Module, latents: LatentGeometry, width: int) -> None:
-        config = _config(model)
+        config = seen(model)
         check_fit(config["out_channels"], [config["text_embed_dim"]], latents, width)
 
     def check_condition(self, model: nn.Module, condition: Condition) -> None:
-        config, fields = _config(model), condition.fields
+        config, fields = seen(model), condition.fields
         check_fields(lambda: self.facts(model).name, needs_of(config), takes_of(config), condition)
         sizes = {"text": config["text_embed_dim"], "pooled": config["pooled_projection_dim"]}
         for name, wanted in sizes.items():
@@ -103,23 +86,18 @@ class HunyuanVideoBackbone:
         for name in FIRST[kind_of(config)]:
             check_one_frame(lambda: self.facts(model).name, fields[name], config["out_channels"])
 
-    def blocks(self, model: nn.Module) -> Iterable[nn.Module]:
-        double: nn.ModuleList = model.transformer_blocks  # type: ignore[assignment]
-        single: nn.ModuleList = model.single_transformer_blocks  # type: ignore[assignment]
-        return [*double, *single]
-
     def predict(self, model: nn.Module, x_t: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         self.check_condition(model, condition)
         dtype = model.get_parameter("x_embedder.proj.weight").dtype
         fields = {name: value.to(dtype) for name, value in condition.fields.items()}
         guidance = fields.get(GUIDANCE)
-        if guidance is None and _config(model)["guidance_embeds"]:
+        if guidance is None and seen(model)["guidance_embeds"]:
             raise UserError(f"{self.facts(model).name} takes its guidance as an input, and nobody told it one")
         hidden = x_t.to(dtype)
         if "start" in fields:
             hidden = torch.cat([hidden, *beside(fields["start"], hidden)], dim=1)
-        elif HELD in fields:
-            hidden = with_first(hidden, fields[HELD])
+        elif self.held in fields:
+            hidden = with_first(hidden, fields[self.held])
         output: Tensor = model(
             hidden_states=hidden,
             timestep=1000 * sigma.to(x_t.device).expand(len(x_t)),
@@ -130,32 +108,6 @@ class HunyuanVideoBackbone:
             return_dict=False,
         )[0]
         return output
-
-    def hold(self, x0: Tensor, condition: Condition) -> Tensor:
-        first = condition.fields.get(HELD)
-        return x0 if first is None else with_first(x0, first)
-
-    def free(self, condition: Condition, like: Tensor) -> Tensor | None:
-        return free_after_first(like) if HELD in condition.fields else None
-
-    def probe(self, model: nn.Module) -> tuple[Tensor, Tensor, Condition]:
-        return probe_of(_config(model))
-
-    def save_folder(self, model: nn.Module, folder: Path, dtype: torch.dtype) -> None:
-        weights = {name: w.to(dtype) for name, w in model.state_dict().items()}
-        save_folder(lambda: new_model(config_of(model)), weights, folder)
-
-    def native_state(self, model: nn.Module) -> Mapping[str, Tensor]:
-        return hunyuan_keys.to_native(model.state_dict())
-
-    def native_metadata(self, model: nn.Module) -> dict[str, str]:
-        """What a native file's header must say so that `load` can read it back."""
-        return {"config": json.dumps(config_of(model))}
-
-
-def _config(model: nn.Module) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = model.config  # type: ignore[assignment]
-    return found
 
 
 def _own_encoders_alone(what: str) -> NoReturn:

@@ -60,6 +60,11 @@ def optional_place_of(part: Part, settings: Model) -> Path | None:
     return next((place for place in _candidates(part, settings) if _holds(place, part)), None)
 
 
+def folder_of(place: Path) -> Path:
+    """The folder that a place is or, being a file, lies in: a tokenizer is several files."""
+    return place.parent if place.is_file() else place
+
+
 def _named(setting: str, settings: Model) -> Path | None:
     named: str = getattr(settings, setting) if setting else ""
     return Path(named) if named else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,10 @@ def _read(made: Any, place: Path) -> Any:
 
 def words_hash(tokenizer: Any) -> str:
     """A fingerprint of what a tokenizer makes of words; how the last call padded and cut them has no say."""
-    known = json.loads(tokenizer.backend_tokenizer.to_str())
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:  # of single letters, as ByT5's: there are no words but those that were added
+        return value_hash([type(tokenizer).__name__, len(tokenizer), tokenizer.get_added_vocab()])
+    known = json.loads(backend.to_str())
     return value_hash({key: value for key, value in known.items() if key not in ("padding", "truncation")})
 
 
@@ -73,9 +77,25 @@ def load_image_processor(folder: Path | None, size: int) -> Any:
     """
     from transformers import CLIPImageProcessor
 
+    sizes = {"size": {"shortest_edge": size}, "crop_size": {"height": size, "width": size}}
+    return _processor(CLIPImageProcessor, folder, sizes)
+
+
+def load_siglip_processor(folder: Path | None, size: int) -> Any:
+    """SigLIP's image processor of a folder, or the usual one for pictures of `size` pixels each way.
+
+    Raises:
+        UserError: the folder can't be read.
+    """
+    from transformers import SiglipImageProcessor
+
+    return _processor(SiglipImageProcessor, folder, {"size": {"height": size, "width": size}})
+
+
+def _processor(made: Any, folder: Path | None, sizes: Mapping[str, Any]) -> Any:
     if folder is None:
-        return CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
+        return made(**sizes)
     try:
-        return CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
+        return made.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{folder} could not be read as an image processor ({error}); copy it again") from error

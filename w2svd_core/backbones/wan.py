@@ -7,10 +7,9 @@ first latent frame is clean and its tokens have time 0, so that nothing is to be
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -18,20 +17,18 @@ from torch.nn.functional import pad
 
 from ..condition import Condition
 from ..errors import UserError
-from ..files import dtype_named
-from ..flow import Process, RectifiedFlow
 from ..geometry import LatentGeometry
 from ..settings import Model
 from . import wan_keys
-from .base import Architecture, Facts, KeyMap
+from .base import Architecture, KeyMap
 from .class_config import config_of
 from .fits import check_fields, check_fit
-from .held_frame import free_after_first, with_first
+from .held_frame import with_first
+from .transformer import Config, Transformer, Words, seen
 from .wan_config import config_at
 from .wan_loading import hollow_model, load_model, new_model, stays_wide
 from .wan_probe import probe_of
 from .wan_variants import MASK, TI2V_CHANNELS, facts_of, geometry_of, kind_of, needs_of, takes_of
-from .weights import save_folder
 
 NATIVE_TEXT_DIM = 4096  # what native loaders expect of UMT5; narrower prompt embeddings are zero-padded to it
 if TYPE_CHECKING:
@@ -42,17 +39,21 @@ CHANNELS = 16  # of a model that is trained from scratch
 IMAGE_TEXT_TOKENS = 512  # diffusers counts the image's tokens as all before the last 512
 
 
-class WanBackbone:
+def _to_native(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return wan_keys.pad_text_dim(wan_keys.to_native(state), NATIVE_TEXT_DIM)
+
+
+class WanBackbone(Transformer):
     """Wan. The model predicts eps - x0 and takes its time as 1000 sigma."""
 
     name = "wan"
-    frame_by_frame = False
-    process: Process = RectifiedFlow()
     lora_targets: tuple[str, ...] = (
         *("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"),
         *("add_k_proj", "add_v_proj"),  # of image-to-video alone
     )
     keys: KeyMap = wan_keys
+    words = Words(new_model, load_model, config_at, geometry_of, facts_of, probe_of, _to_native, stays_wide)
+    block_lists = ("blocks",)
 
     def build(self, architecture: Architecture) -> nn.Module:
         a = architecture
@@ -70,9 +71,6 @@ class WanBackbone:
             }
         )
 
-    def load(self, path: Path, dtype: torch.dtype) -> nn.Module:
-        return load_model(path, dtype)
-
     def with_first_frame(self, model: nn.Module) -> nn.Module:
         config = config_of(model)
         if kind_of(config) != "t2v":
@@ -85,18 +83,10 @@ class WanBackbone:
         wide.load_state_dict(weights, assign=True)
         return wide
 
-    def latents(self, model: nn.Module) -> LatentGeometry:
-        return geometry_of(_config(model))
-
-    def facts(self, model: nn.Module) -> Facts:
-        parameters = sum(p.numel() for name, p in model.named_parameters() if ".lora_" not in name)
-        return facts_of(_config(model), parameters)
-
-    def encoder_source(self, settings: Model, device: torch.device) -> EncoderSource:
+    def source(self, settings: Model, config: Config, text: torch.dtype, device: torch.device) -> EncoderSource:
         from .wan_source import WanSource
 
-        text = dtype_named(settings.text_precision)
-        return WanSource(settings, config_at(Path(settings.path)), settings.first_frame, text, device)
+        return WanSource(settings, config, settings.first_frame, text, device)
 
     def start_encoder(self, settings: Model, codec: Codec) -> StartEncoder | None:
         from .wan_image import FrameThenGrey
@@ -111,11 +101,11 @@ class WanBackbone:
         return FrameThenGrey(codec, None) if takes else None
 
     def check_fit(self, model: nn.Module, latents: LatentGeometry, width: int) -> None:
-        config = _config(model)
+        config = seen(model)
         check_fit(config["out_channels"], [config["text_dim"]], latents, width)
 
     def check_condition(self, model: nn.Module, condition: Condition) -> None:
-        config = _config(model)
+        config = seen(model)
         fields = condition.fields
         check_fields(lambda: self.facts(model).name, needs_of(config), takes_of(config), condition)
         if "start" in fields and fields["start"].shape[1] != config["out_channels"]:
@@ -134,21 +124,17 @@ class WanBackbone:
                 f"{fields['text'].shape[1]}; prepare them again for this model"
             )
 
-    def blocks(self, model: nn.Module) -> Iterable[nn.Module]:
-        found: nn.ModuleList = model.blocks  # type: ignore[assignment]
-        return found
-
     def predict(self, model: nn.Module, x_t: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         self.check_condition(model, condition)
         dtype = model.get_parameter("patch_embedding.weight").dtype  # diffusers keeps some others in float32
         fields = {name: value.to(dtype) for name, value in condition.fields.items()}
         hidden, time = x_t.to(dtype), 1000 * sigma.to(x_t.device).expand(len(x_t))
         text, image = fields["text"], fields.get("image")
-        if kind_of(_config(model)) == "i2v":
+        if kind_of(seen(model)) == "i2v":
             hidden = torch.cat([hidden, _mask(fields["start"]), fields["start"]], dim=1)
         elif "start" in fields:
             hidden = with_first(hidden, fields["start"])
-            time = _time_of_tokens(time, hidden, *_config(model)["patch_size"])
+            time = _time_of_tokens(time, hidden, *seen(model)["patch_size"])
         if image is not None:
             text = pad(text, (0, 0, 0, IMAGE_TEXT_TOKENS - text.shape[1]))
         output: Tensor = model(
@@ -160,37 +146,10 @@ class WanBackbone:
         )[0]
         return output
 
-    def hold(self, x0: Tensor, condition: Condition) -> Tensor:
-        start = _held(condition)
-        return x0 if start is None else with_first(x0, start)
-
-    def free(self, condition: Condition, like: Tensor) -> Tensor | None:
-        return None if _held(condition) is None else free_after_first(like)
-
-    def probe(self, model: nn.Module) -> tuple[Tensor, Tensor, Condition]:
-        return probe_of(_config(model))
-
-    def save_folder(self, model: nn.Module, folder: Path, dtype: torch.dtype) -> None:
-        weights = {name: w if stays_wide(name) else w.to(dtype) for name, w in model.state_dict().items()}
-        save_folder(lambda: new_model(config_of(model)), weights, folder)
-
-    def native_state(self, model: nn.Module) -> Mapping[str, Tensor]:
-        return wan_keys.pad_text_dim(wan_keys.to_native(model.state_dict()), NATIVE_TEXT_DIM)
-
-    def native_metadata(self, model: nn.Module) -> dict[str, str]:
-        """What a native file's header must say so that `load` can read it back."""
-        return {"config": json.dumps(config_of(model))}
-
-
-def _config(model: nn.Module) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = model.config  # type: ignore[assignment]
-    return found
-
-
-def _held(condition: Condition) -> Tensor | None:
-    """The first latent frame that x0 itself holds, `b c 1 h w`: TI2V's way, known by the channels of its VAE."""
-    start = condition.fields.get("start")
-    return start if start is not None and start.shape[1] == TI2V_CHANNELS else None
+    def held_frame(self, condition: Condition) -> Tensor | None:
+        """TI2V's way, known by the channels of its VAE."""
+        start = condition.fields.get("start")
+        return start if start is not None and start.shape[1] == TI2V_CHANNELS else None
 
 
 def _mask(start: Tensor) -> Tensor:
