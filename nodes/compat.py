@@ -133,7 +133,10 @@ def _unload() -> None:
 
 
 def widgets(
-    keys: Iterable[str], defaults: Mapping[str, object] | None = None, advanced: Collection[str] = ()
+    keys: Iterable[str],
+    defaults: Mapping[str, object] | None = None,
+    advanced: Collection[str] = (),
+    optional: bool = False,
 ) -> list[Any]:
     """Inputs for settings of the recipe, with the type, default, range, unit and meaning that they have there.
 
@@ -141,11 +144,12 @@ def widgets(
         keys: such as "student.lr"; the input's id is "student_lr", its label the key.
         defaults: other defaults than the recipe's own, by key.
         advanced: the keys that are folded away where ComfyUI can do it.
+        optional: a graph may leave them out, as older ones do.
     """
     from ..w2svd_core.options import all_settings
 
     known, own = all_settings(), defaults or {}
-    return [_widget(known[key], own.get(key, known[key].default), key in advanced) for key in keys]
+    return [_widget(known[key], own.get(key, known[key].default), key in advanced, optional) for key in keys]
 
 
 def setting_values(values: Mapping[str, object]) -> dict[str, object]:
@@ -159,7 +163,7 @@ def _id(key: str) -> str:
     return key.replace(".", "_")
 
 
-def _widget(leaf: Setting, default: object, advanced: bool) -> Any:
+def _widget(leaf: Setting, default: object, advanced: bool, optional: bool) -> Any:
     from ..w2svd_core.options import show
 
     expected = "" if leaf.expected == "text" else f": {leaf.expected}"
@@ -167,6 +171,7 @@ def _widget(leaf: Setting, default: object, advanced: bool) -> Any:
         "display_name": leaf.key,
         "tooltip": f"{leaf.meaning[:1].upper()}{leaf.meaning[1:]}{expected}.",
         "advanced": advanced or None,
+        "optional": optional,
     }
     match leaf.kind:
         case "bool":

@@ -62,14 +62,14 @@ class LoadModel(io.ComfyNode):
 
         from ..w2svd_core.backbones import OF_CLIPS
 
-        def part(setting: str, folder: str) -> Any:
+        def part(setting: str, folder: str, **more: Any) -> Any:
             names = [NONE, *(name for name in folder_paths.get_filename_list(folder) if name.endswith(SUFFIX))]
             words = f"The {setting.replace('_', ' ')} of a single file; none takes the one in the model's own folder."
-            return field(io.Combo, setting, options=names, default=NONE, tooltip=words)
+            return field(io.Combo, setting, options=names, default=NONE, tooltip=words, **more)
 
-        def tokenizer(setting: str, whose: str) -> Any:
+        def tokenizer(setting: str, whose: str, **more: Any) -> Any:
             words = f"The diffusers folder that holds the tokenizer of {whose}."
-            return field(io.Combo, setting, options=[NONE, *pipelines()], default=NONE, tooltip=words)
+            return field(io.Combo, setting, options=[NONE, *pipelines()], default=NONE, tooltip=words, **more)
 
         return schema(
             node_id="W2SVD_LoadModel",
@@ -89,14 +89,15 @@ class LoadModel(io.ComfyNode):
                 field(
                     io.Combo,
                     "model_family",
+                    optional=True,
                     display_name="model.family",
                     options=list(OF_CLIPS),
                     default=OF_CLIPS[0],
                     tooltip="What kind of model it is.",
                 ),
-                *widgets(["model.first_frame"]),
-                *(part(setting, folder) for setting, folder in SECOND_PARTS.items()),
-                tokenizer("tokenizer_2", "a single file's second text encoder"),
+                *widgets(["model.first_frame"], optional=True),
+                *(part(setting, folder, optional=True) for setting, folder in SECOND_PARTS.items()),
+                tokenizer("tokenizer_2", "a single file's second text encoder", optional=True),
             ],
             outputs=[MODEL.Output(display_name="model", tooltip="The model for Train, by name.")],
         )

@@ -96,7 +96,10 @@ def told_schedule(schedule: Schedule) -> str:
     levels = ", ".join(f"{level:.4g}" for level in schedule.sigmas)
     sampler = "ode (euler)" if schedule.sampler == "euler" else "renoise (lcm)"
     guidance = "" if schedule.guidance_scale == 1 else f", guidance {schedule.guidance_scale:g}"
-    return f"{schedule.steps} steps: {levels}; {sampler}{guidance}{f'; {schedule.note}' if schedule.note else ''}"
+    told = schedule.embedded_guidance
+    embedded = "" if told is None else f", embedded guidance {told:g} (FluxGuidance)"
+    note = f"; {schedule.note}" if schedule.note else ""
+    return f"{schedule.steps} steps: {levels}; {sampler}{guidance}{embedded}{note}"
 
 
 class FewStepSigmas(io.ComfyNode):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..w2svd_core.settings import Recipe
     from ..w2svd_core.watch import Watch
 
-BASES = {"bundled": "portraits", "own": "wan_t2v_1_3b"}  # whose other settings a training has
+BUNDLED = "portraits"  # whose other settings a training of the bundled teacher has
 SOCKETS = "what the sockets of Train were given"  # where a recipe names a file
 
 
@@ -91,7 +91,11 @@ class NamedWork:
 
     @property
     def base(self) -> str:
-        return BASES[self.encoders]
+        from ..w2svd_core.backbones import RECIPES, USUAL
+
+        if self.encoders == "bundled":
+            return BUNDLED
+        return RECIPES.get(str(self.model.settings.get("model.family", "")), RECIPES[USUAL])
 
     @property
     def prompts(self) -> tuple[str, ...]:
@@ -140,8 +144,14 @@ class NativeWork:
     model: Any
     dataset: Encoded
     vae: Any
-    base = BASES["own"]
     prompts = ()
+
+    @cached_property
+    def base(self) -> str:
+        from ..w2svd_core.backbones import RECIPES, USUAL
+        from ..w2svd_core.backbones.comfy import family_name
+
+        return RECIPES.get(family_name(self.model), RECIPES[USUAL])
 
     @cached_property
     def shape(self) -> tuple[int, int, int, int]:

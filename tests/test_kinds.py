@@ -280,9 +280,9 @@ def test_every_method_trains_every_kind(kind: Kind, changes: dict[str, Any], new
     seen: list[Condition] = []
     predict = program.model.predict
 
-    def watched(role: Any, x_t: Tensor, sigma: Any, condition: Condition, alpha: float | None = None) -> Tensor:
+    def watched(role: Any, x_t: Tensor, sigma: Any, condition: Condition, *more: Any, **named: Any) -> Tensor:
         seen.append(condition)
-        found: Tensor = predict(role, x_t, sigma, condition, alpha)
+        found: Tensor = predict(role, x_t, sigma, condition, *more, **named)
         return found
 
     program.model.predict = watched

@@ -295,3 +295,9 @@ def test_adapters_of_a_bf16_base_stay_in_float32(kind: Kind, pristine: nn.Module
     shared = SharedModel(kind.backbone, base, critic_rank=2, student_rank=2)
     for role in ("fake", "generator"):
         assert {p.dtype for p in shared.parameters(role).values()} == {torch.float32}
+
+
+def test_conditions_of_other_fields_are_not_stacked() -> None:
+    text = torch.zeros(1, 2, 3)
+    with pytest.raises(ValueError, match="other fields"):
+        Condition.cat([Condition({"text": text}), Condition({"text": text, "first": text})])

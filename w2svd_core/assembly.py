@@ -85,7 +85,13 @@ def encoder_source(settings: Model, device: torch.device) -> EncoderSource:
     """
     settings, family = located(settings), backbone(settings.family)
     if settings.encoders == "own":
-        return family.encoder_source(settings, device)
+        source = family.encoder_source(settings, device)
+        if settings.first_frame and not source.starts:
+            raise UserError(
+                f"model.first_frame is true, but {settings.path} makes clips from text alone; set it to false, or name "
+                "an image-to-video model"
+            )
+        return source
     bundled = bundled_encoders()
     if family.frame_by_frame:
         return LoadedEncoders(FrameByFrame(load_portrait_codec(BUNDLED_CODEC)), bundled.prompts)

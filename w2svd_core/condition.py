@@ -57,5 +57,7 @@ class Condition:
 
     @staticmethod
     def cat(parts: Sequence[Condition]) -> Condition:
-        """Stack conditions along the batch."""
+        """Stack conditions of the same fields along the batch."""
+        if any(part.fields.keys() != parts[0].fields.keys() for part in parts):
+            raise ValueError(f"conditions of other fields: {[sorted(part.fields) for part in parts]}")
         return Condition({name: torch.cat([part.fields[name] for part in parts]) for name in parts[0].fields})

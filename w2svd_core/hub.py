@@ -8,7 +8,7 @@ from .errors import UserError
 from .settings import Model
 
 PREFIX = "hub:"
-FILES = ("*.json", "*.safetensors", "*.model", "*.txt")  # never a pickle
+FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")  # never a pickle
 FOLDERS = {  # of a pipeline's repository, by the setting that names it; none for all of it
     "path": (),
     "vae": ("vae",),
@@ -16,7 +16,7 @@ FOLDERS = {  # of a pipeline's repository, by the setting that names it; none fo
     "tokenizer": ("tokenizer",),
     "text_encoder_2": ("text_encoder_2",),
     "tokenizer_2": ("tokenizer_2",),
-    "image_encoder": ("image_encoder", "image_processor"),
+    "image_encoder": ("image_encoder", "image_processor", "feature_extractor"),
 }
 
 

@@ -42,7 +42,8 @@ class FlowMatching:
         sigma = score_times(t.batch, law=t.time_law, shift=t.time_shift, lowest=0.001, highest=1.0, generator=rng)
         sigma = sigma.to(self.model.device)
         eps = torch.randn(latents.shape, generator=rng).to(self.model.device)
-        output = self.model.predict("generator", process.noise(latents, eps, sigma), sigma, condition)
+        x_t, told = process.noise(latents, eps, sigma), self.recipe.embedded.clips  # clips are no guided samples
+        output = self.model.predict("generator", x_t, sigma, condition, embedded=told)
         free = self.model.backbone.free(condition, latents)
         return self.student.update(denoising_loss(process, output, latents, eps, sigma, free))
 

@@ -163,7 +163,13 @@ class SharedModel:
         return {n.replace(".base_layer.", "."): t for n, t in state.items() if ".lora_" not in n}
 
     def predict(
-        self, role: Role, x_t: Tensor, sigma: Tensor | float, condition: Condition, alpha: Strength | None = None
+        self,
+        role: Role,
+        x_t: Tensor,
+        sigma: Tensor | float,
+        condition: Condition,
+        alpha: Strength | None = None,
+        embedded: float | None = None,
     ) -> Tensor:
         """The model's raw output in a role, with gradient where gradients are on.
 
@@ -171,11 +177,12 @@ class SharedModel:
             x_t: `b c f h w`.
             sigma: () or (b,).
             alpha: strength of the critic's adapter, one or (b,); None = the role's own.
+            embedded: guidance that the model is told, where it takes one; None = the role's own.
         """
         model = self.network(role)
         levels = torch.as_tensor(sigma, dtype=torch.float32, device=x_t.device).expand(len(x_t))
         with self._using(self._adapters(role, alpha)):
-            return self.backbone.predict(model, x_t, levels, self._told(role, condition))
+            return self.backbone.predict(model, x_t, levels, self._told(role, condition, embedded))
 
     def predict_x0(
         self, role: Role, x_t: Tensor, sigma: Tensor | float, condition: Condition, alpha: Strength | None = None
@@ -211,13 +218,20 @@ class SharedModel:
         """What a role tells the model; None where the model takes no guidance as an input."""
         return self._embedded.get(role)
 
+    def tell(self, role: Role, guidance: float) -> None:
+        """Give a role another embedded guidance; a model that takes none stays as it is."""
+        if role in self._embedded:
+            self._embedded = {**self._embedded, role: guidance}
+
     def network(self, role: Role) -> nn.Module:
         """The module that a role calls: the base, or its own copy."""
         return self._own_copy(role) or self.base
 
-    def _told(self, role: Role, condition: Condition) -> Condition:
-        """The condition with the role's embedded guidance, for a model that takes one."""
-        return condition.guided(self._embedded[role]) if role in self._embedded else condition
+    def _told(self, role: Role, condition: Condition, embedded: float | None = None) -> Condition:
+        """The condition with the role's embedded guidance, or another one, for a model that takes one."""
+        if role not in self._embedded:
+            return condition
+        return condition.guided(self._embedded[role] if embedded is None else embedded)
 
     def _own_copy(self, role: Role) -> nn.Module | None:
         """The trainable copy that a role is, where it is one."""

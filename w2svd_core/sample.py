@@ -202,6 +202,8 @@ def prepare(
         loaded = load_adapter(recipe, encoders, source)
         if loaded.metadata is None:
             warn(f"{source} says neither base nor sigmas; taking model.path and student.sigmas")
+        elif (told := loaded.metadata.default.embedded_guidance) is not None and "embedded.student" not in given:
+            loaded.model.tell("generator", told)
     return loaded, student_way(recipe, given, loaded.metadata, steps)
 
 

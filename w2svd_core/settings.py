@@ -149,6 +149,9 @@ class Embedded(Section):
     student: float = setting(
         6.0, "embedded guidance of the student, trained and sampled (only for models that take one)", ge=0, le=100
     )
+    clips: float = setting(
+        1.0, "embedded guidance of a model while it learns from clips (only for flow_matching)", ge=0, le=100
+    )
 
 
 class Rollout(Section):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from hunyuan_kinds import HUNYUAN, WIDE, new_hunyuan
-from kind import Kind
+from kind import Kind, program_of
 from safetensors.torch import save_file
 
 from w2svd_core.backbones import backbone
@@ -21,6 +21,7 @@ from w2svd_core.config import load_recipe
 from w2svd_core.errors import UserError
 from w2svd_core.files import read_safetensors, write_safetensors
 from w2svd_core.job import unusual
+from w2svd_core.roles import Query
 from w2svd_core.settings import Model
 
 FAMILY = backbone("hunyuan_video")
@@ -185,3 +186,44 @@ def test_what_needs_the_bundled_encoders_is_one_sentence() -> None:
     ):
         with pytest.raises(UserError, match=r"model\.init load and model\.encoders own"):
             refused()
+
+
+# ---- guidance as an input
+
+
+def told(model: Any, ask: Any, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """What the network is told while something is asked."""
+    seen: list[float] = []
+    predict = model.backbone.predict
+
+    def watched(network: Any, x_t: Any, sigma: Any, condition: Condition) -> Any:
+        seen.extend(condition.fields[GUIDANCE].tolist())
+        return predict(network, x_t, sigma, condition)
+
+    monkeypatch.setattr(model.backbone, "predict", watched)
+    ask()
+    monkeypatch.undo()
+    return seen
+
+
+def test_each_role_tells_its_own_guidance(monkeypatch: pytest.MonkeyPatch) -> None:
+    kind = HUNYUAN[0]
+    model = kind.with_roles(embedded={"teacher": 6.0, "real": 5.0, "fake": 4.0, "generator": 3.0})
+    x_t, sigma = kind.points(), torch.tensor([0.9, 0.35])
+    data = Condition({name: v for name, v in kind.condition(2).fields.items() if name != GUIDANCE})
+    roles: tuple[Any, ...] = ("teacher", "real", "fake", "generator")
+    for role, scale in zip(roles, (6.0, 5.0, 4.0, 3.0), strict=True):
+        assert told(model, lambda role=role: model.predict(role, x_t, sigma, data), monkeypatch) == [scale] * 2
+    queries = [Query(role, x_t, sigma, data) for role in ("real", "fake")]
+    assert told(model, lambda: model.predict_x0_together(queries), monkeypatch) == [5.0, 5.0, 4.0, 4.0]
+    model.tell("generator", 1.5)
+    assert told(model, lambda: model.predict("generator", x_t, sigma, data), monkeypatch) == [1.5] * 2
+    assert model.embedded_guidance("generator") == 1.5
+
+
+def test_what_learns_from_clips_is_told_no_guidance(new_recipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    kind = HUNYUAN[0]
+    recipe = new_recipe({"method": "flow_matching", "model.family": kind.family, "student.kind": "lora"})
+    program: Any = program_of(recipe, kind.new(), kind.clips())
+    assert set(told(program.model, lambda: program.round(0), monkeypatch)) == {1.0}
+    assert program.model.embedded_guidance("generator") == 6.0  # it is sampled as the teacher is

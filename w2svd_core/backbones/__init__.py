@@ -56,6 +56,13 @@ FAMILIES: dict[str, Callable[[], Backbone]] = {
     "image_unet": _image_unet,
 }
 
+RECIPES = {  # whose settings a training has where nothing else says
+    "wan": "wan_t2v_1_3b",
+    "hunyuan_video": "hunyuan_video_t2v",
+    "hunyuan_video15": "hunyuan_video15_t2v",
+    "cosmos": "cosmos_t2v_2b",
+}
+USUAL = "wan"  # the family of a model that is not known
 OF_CLIPS = tuple(name for name in FAMILIES if name != "image_unet")  # the others judge single frames
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,12 @@ def _from_folder(path: Path, dtype: torch.dtype) -> nn.Module:
 
 def _from_file(path: Path, dtype: torch.dtype) -> nn.Module:
     def config_of(header: Header, shapes: Shapes) -> Mapping[str, Any]:
+        if "config" not in header:
+            print(
+                f"note: {path} does not say what it is, and every HunyuanVideo 1.5 has the same shapes; it is taken "
+                "for 480p (whose shift is 5), and model.first_frame says whether clips start from a frame",
+                file=sys.stderr,
+            )
         return file_config(header, shapes, path)
 
     return from_native(path, WHAT, hunyuan15_keys.KEYS, config_of, new_model, dtype)

@@ -8,7 +8,7 @@ from pathlib import Path
 WHOLE = 4 << 20  # bytes up to which a file is read whole: configs, tokenizers
 HEAD = 1 << 20  # bytes from the start of a larger one: the names, types and shapes of its tensors
 PIECES, PIECE = 256, 4096  # of the rest
-SUFFIXES = (".safetensors", ".json", ".model", ".txt")
+SUFFIXES = (".safetensors", ".json", ".model", ".txt", ".jinja")
 
 
 def print_of_files(place: Path) -> str:
