@@ -10,6 +10,8 @@ from kind import Kind, Tiny
 from tiny_wan import FRAMES, PROMPTS, picture
 from video_files import write
 
+from w2svd_core.condition import FRAME_FIELDS
+
 PARTS = ("path", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "image_encoder")
 
 
@@ -39,6 +41,13 @@ class House:
         ]
         self.run = root / "run"
         make_clips(root / "clips", self.tiny)
+
+    @property
+    def does_both(self) -> bool:
+        """Whether the same weights make clips from text and from a first frame."""
+        family: Any = self.kind.backbone
+        takes = not set(family.facts(self.kind.new()).takes).isdisjoint(FRAME_FIELDS)
+        return takes and family.words.config_at(Path(self.tiny.model().path)).get("task_type") != "t2v"
 
     @property
     def plain(self) -> list[Any]:
