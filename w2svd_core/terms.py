@@ -7,6 +7,7 @@ networks of its own. All samples are x0, `b c f h w`.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -90,7 +91,7 @@ class Stage:
     new_learner: NewLearner
 
 
-class Term:
+class Term(ABC):
     """The base of all terms; a paper overrides what it needs.
 
     Args:
@@ -103,9 +104,9 @@ class Term:
         self.learners: dict[str, Learner] = {}
 
     @classmethod
+    @abstractmethod
     def is_on(cls, settings: Any) -> bool:
         """Whether these settings ask for it."""
-        raise NotImplementedError
 
     def question(self, step: StudentStep) -> Question | None:
         """What the real score is asked instead of the student's noised sample; None leaves it."""

@@ -15,6 +15,7 @@ from ..errors import UserError
 from .class_config import bundled_config
 from .padded_text import filled
 from .tokenizing import check_vocabulary, words_hash
+from .told_by_shapes import t5_sizes
 from .weights import Header, Shapes, class_in, from_file, from_folder, frozen, hollow, sampled_hash
 
 CLASSES = ("T5EncoderModel", "T5Model", "T5ForConditionalGeneration")
@@ -115,15 +116,4 @@ def byt5_sizes(shapes: Shapes, table: str) -> dict[str, Any]:
     Args:
         table: the file's name of the letters' table.
     """
-    vocabulary, width = shapes[table]
-    buckets, heads = shapes[f"{BLOCK}.0.SelfAttention.relative_attention_bias.weight"]
-    return {
-        **bundled_config(PUBLISHED),
-        "vocab_size": vocabulary,
-        "d_model": width,
-        "d_kv": shapes[f"{BLOCK}.0.SelfAttention.q.weight"][0] // heads,
-        "d_ff": shapes[f"{BLOCK}.1.DenseReluDense.wi_0.weight"][0],
-        "num_heads": heads,
-        "num_layers": 1 + max(int(name.split(".")[2]) for name in shapes if name.startswith("encoder.block.")),
-        "relative_attention_num_buckets": buckets,
-    }
+    return {**bundled_config(PUBLISHED), **t5_sizes(shapes, table)}

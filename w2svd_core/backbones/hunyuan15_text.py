@@ -17,6 +17,7 @@ from .class_config import bundled_config
 from .hunyuan15_glyphs import Glyphs
 from .padded_text import filled
 from .tokenizing import check_vocabulary, words_hash
+from .told_by_shapes import decoder_sizes
 from .weights import Header, Shapes, class_in, from_file, from_folder, frozen, hollow, sampled_hash
 
 TOKENS = 1000  # of a prompt, without what stands before it
@@ -168,16 +169,8 @@ def qwen_sizes(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
     Raises:
         UserError: its heads are of another width.
     """
-    vocabulary, width = shapes["embed_tokens.weight"]
-    heads, keys = (shapes[f"layers.0.self_attn.{x}_proj.weight"][0] // HEAD_DIM for x in "qk")
+    sizes = decoder_sizes(shapes, HEAD_DIM)
+    width, heads, keys = (sizes[name] for name in ("hidden_size", "num_attention_heads", "num_key_value_heads"))
     if not keys or heads % keys or width != heads * HEAD_DIM:
         raise UserError("it is not a Qwen2.5-VL of 7B; name the model's own text encoder")
-    return {
-        **bundled_config(PUBLISHED),
-        "vocab_size": vocabulary,
-        "hidden_size": width,
-        "num_attention_heads": heads,
-        "num_key_value_heads": keys,
-        "intermediate_size": shapes["layers.0.mlp.gate_proj.weight"][0],
-        "num_hidden_layers": 1 + max(int(name.split(".")[1]) for name in shapes if name.startswith("layers.")),
-    }
+    return {**bundled_config(PUBLISHED), **sizes}

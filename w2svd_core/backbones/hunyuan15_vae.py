@@ -11,8 +11,7 @@ import torch
 from torch import nn
 
 from ..errors import UserError
-from ..geometry import LatentGeometry
-from .video_vae import VideoVae
+from .video_vae import ScaledVae
 from .weights import Header, Shapes, class_in, from_file, from_folder, hollow, strip
 
 CLASS = "AutoencoderKLHunyuanVideo15"
@@ -32,19 +31,10 @@ _MAKERS = (
 )
 
 
-class Hunyuan15Vae(VideoVae):
-    """A codec of diffusers' `AutoencoderKLHunyuanVideo15`; its config holds the scale of its latents.
+class Hunyuan15Vae(ScaledVae):
+    """A codec of diffusers' `AutoencoderKLHunyuanVideo15`."""
 
-    Args:
-        vae: an `AutoencoderKLHunyuanVideo15`; it is frozen here.
-        tile_above: pixels of a frame above which it works in tiles.
-    """
-
-    def __init__(self, vae: Any, device: torch.device | None = None, tile_above: int = TILE_ABOVE) -> None:
-        config = vae.config
-        space, time = config.spatial_compression_ratio, config.temporal_compression_ratio
-        geometry = LatentGeometry(config.latent_channels, space, time, patch=PATCH)
-        super().__init__(vae, geometry, [0.0], [1 / config.scaling_factor], device, tile_above)
+    patch, tiles_from = PATCH, TILE_ABOVE
 
 
 def load_vae(place: Path, dtype: torch.dtype) -> nn.Module:

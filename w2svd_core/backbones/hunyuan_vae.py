@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..geometry import LatentGeometry
 from .class_config import bundled_config
-from .video_vae import VideoVae
+from .video_vae import ScaledVae
 from .weights import Header, Shapes, class_in, from_file, from_folder, hollow, strip
 
 CLASS = "AutoencoderKLHunyuanVideo"
@@ -37,21 +36,13 @@ _OTHER = (
 _UP = re.compile(r"\.up_blocks\.(\d+)\.(?:resnets\.(\d+)|upsamplers\.0\.conv)\.")
 
 
-class HunyuanVae(VideoVae):
-    """A codec of diffusers' `AutoencoderKLHunyuanVideo`; its config holds the scale of its latents.
+class HunyuanVae(ScaledVae):
+    """A codec of diffusers' `AutoencoderKLHunyuanVideo`.
 
     Long clips go through it in overlapping pieces of 16 frames, as diffusers has it.
-
-    Args:
-        vae: an `AutoencoderKLHunyuanVideo`; it is frozen here.
-        tile_above: pixels of a frame above which it works in tiles.
     """
 
-    def __init__(self, vae: Any, device: torch.device | None = None, tile_above: int = TILE_ABOVE) -> None:
-        config = vae.config
-        space, time = config.spatial_compression_ratio, config.temporal_compression_ratio
-        geometry = LatentGeometry(config.latent_channels, space, time, patch=PATCH)
-        super().__init__(vae, geometry, [0.0], [1 / config.scaling_factor], device, tile_above)
+    patch, tiles_from = PATCH, TILE_ABOVE
 
 
 def load_vae(place: Path, dtype: torch.dtype) -> nn.Module:

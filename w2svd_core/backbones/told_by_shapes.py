@@ -11,6 +11,44 @@ from ..errors import UserError
 Shapes = Mapping[str, Sequence[int]]  # diffusers' name of a parameter -> its shape
 
 
+def t5_sizes(shapes: Shapes, table: str) -> dict[str, int]:
+    """The arguments of a T5 encoder's config that shapes tell, by transformers' names.
+
+    Args:
+        table: the name of the table of words.
+    """
+    block = "encoder.block.0.layer"
+    vocabulary, width = shapes[table]
+    buckets, heads = shapes[f"{block}.0.SelfAttention.relative_attention_bias.weight"]
+    return {
+        "vocab_size": vocabulary,
+        "d_model": width,
+        "d_kv": shapes[f"{block}.0.SelfAttention.q.weight"][0] // heads,
+        "d_ff": shapes[f"{block}.1.DenseReluDense.wi_0.weight"][0],
+        "num_heads": heads,
+        "num_layers": 1 + max(int(name.split(".")[2]) for name in shapes if name.startswith("encoder.block.")),
+        "relative_attention_num_buckets": buckets,
+    }
+
+
+def decoder_sizes(shapes: Shapes, head_dim: int) -> dict[str, int]:
+    """The arguments of a LLaMA's or Qwen's config that shapes tell, by transformers' names.
+
+    Args:
+        head_dim: that no shape tells.
+    """
+    vocabulary, width = shapes["embed_tokens.weight"]
+    heads, keys = (shapes[f"layers.0.self_attn.{x}_proj.weight"][0] // head_dim for x in "qk")
+    return {
+        "vocab_size": vocabulary,
+        "hidden_size": width,
+        "num_attention_heads": heads,
+        "num_key_value_heads": keys,
+        "intermediate_size": shapes["layers.0.mlp.gate_proj.weight"][0],
+        "num_hidden_layers": 1 + max(int(name.split(".")[1]) for name in shapes if name.startswith("layers.")),
+    }
+
+
 @dataclass(frozen=True)
 class Told:
     """The shapes of one file.

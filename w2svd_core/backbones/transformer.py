@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +51,7 @@ class Words:
     stays_wide: Callable[[str], bool] = lambda name: False
 
 
-class Transformer:
+class Transformer(ABC):
     """A `Backbone` but for what is each family's own: what it takes, how it is called, and its encoders.
 
     Attributes:
@@ -82,9 +83,9 @@ class Transformer:
         config = self.words.config_at(Path(settings.path))
         return self.source(settings, config, dtype_named(settings.text_precision), device)
 
+    @abstractmethod
     def source(self, settings: Model, config: Config, text: torch.dtype, device: torch.device) -> EncoderSource:
         """`encoder_source` of a model of this config; `text` is the text encoders' precision."""
-        raise NotImplementedError
 
     def blocks(self, model: nn.Module) -> Iterable[nn.Module]:
         return [block for name in self.block_lists for block in getattr(model, name)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,7 +53,7 @@ class UNetKeys:
         return True
 
 
-class UNetBackbone:
+class UNetBackbone(ABC):
     """A family of UNets; a subclass says how its class is called and found on disk."""
 
     name: str
@@ -203,9 +204,9 @@ class UNetBackbone:
         text = condition.fields["text"].to(dtype).repeat_interleave(frames, 0)
         return self.call(model, x_t.to(dtype), time, text)
 
+    @abstractmethod
     def call(self, model: nn.Module, x_t: Tensor, time: Tensor, text: Tensor) -> Tensor:
         """The noise that the model sees in `b c f h w` at timesteps (b,), text of each frame `(b f) n d`."""
-        raise NotImplementedError
 
     def hold(self, x0: Tensor, condition: Condition) -> Tensor:
         return x0

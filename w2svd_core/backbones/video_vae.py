@@ -65,3 +65,26 @@ class VideoVae:
         seen = {n: w for n, w in self.vae.state_dict().items() if n.startswith(("encoder.", "quant_conv."))}
         scale = [self._mean.flatten().tolist(), self._deviation.flatten().tolist()]
         return sampled_hash(seen, ["vae", *scale, self._tile_above])  # latents do not depend on the decoder
+
+
+class ScaledVae(VideoVae):
+    """One whose config holds a single number for the scale of its latents.
+
+    Args:
+        vae: as of `VideoVae`.
+        tile_above: pixels of a frame above which it works in tiles; None = the family's usual ones.
+
+    Attributes:
+        patch: latent cells per token of the transformers that it belongs to.
+        tiles_from: the family's usual `tile_above`.
+    """
+
+    patch: int
+    tiles_from: int
+
+    def __init__(self, vae: Any, device: torch.device | None = None, tile_above: int | None = None) -> None:
+        config = vae.config
+        space, time = config.spatial_compression_ratio, config.temporal_compression_ratio
+        geometry = LatentGeometry(config.latent_channels, space, time, self.patch)
+        tiles = self.tiles_from if tile_above is None else tile_above
+        super().__init__(vae, geometry, [0.0], [1 / config.scaling_factor], device, tiles)

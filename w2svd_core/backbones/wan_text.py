@@ -17,6 +17,7 @@ from ..condition import Condition
 from ..errors import UserError
 from .class_config import bundled_config
 from .tokenizing import check_vocabulary, words_hash
+from .told_by_shapes import t5_sizes
 from .weights import Header, Shapes, class_in, from_file, from_folder, frozen, hollow, sampled_hash
 
 CLASS = "UMT5EncoderModel"
@@ -172,19 +173,7 @@ def _transformers_name(name: str) -> str:
 
 def umt5_sizes(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
     """The arguments of a `UMT5Config`, from the shapes of its tensors; the rest as published (umt5-xxl)."""
-    block = "encoder.block.0.layer"
-    vocabulary, width = shapes[SHARED]
-    buckets, heads = shapes[f"{block}.0.SelfAttention.relative_attention_bias.weight"]
-    return {
-        **bundled_config("umt5-xxl"),
-        "vocab_size": vocabulary,
-        "d_model": width,
-        "d_kv": shapes[f"{block}.0.SelfAttention.q.weight"][0] // heads,
-        "d_ff": shapes[f"{block}.1.DenseReluDense.wi_0.weight"][0],
-        "num_heads": heads,
-        "num_layers": 1 + max(int(name.split(".")[2]) for name in shapes if name.startswith("encoder.block.")),
-        "relative_attention_num_buckets": buckets,
-    }
+    return {**bundled_config("umt5-xxl"), **t5_sizes(shapes, SHARED)}
 
 
 def _dtype_of(name: str, dtype: torch.dtype) -> torch.dtype:
