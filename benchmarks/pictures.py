@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from plan import Plan
-from rows import ALPHAS, slug
+from rows import ALPHAS, WINNER_STEPS, slug
 
 from w2svd_core.plots import BLUE, COLOURS, GREY, ORANGE, STYLE, _figure, _save
 from w2svd_core.tables import number, title
@@ -76,7 +76,7 @@ def steps_curve(lines: Lines, plan: Plan) -> Any:
         return None
     if "teacher" in lines and (mean := lines["teacher"].mean("frechet_video")) is not None:
         axis.axhline(mean, color=ORANGE, linestyle="--", linewidth=1, label="teacher, 28 steps")
-    axis.set(title=title("frechet_video"), xlabel="steps")
+    axis.set(title=title("frechet_video"), xlabel="steps", xticks=WINNER_STEPS, xlim=(0.5, max(WINNER_STEPS) + 0.5))
     axis.legend(fontsize=8)
     return figure
 
