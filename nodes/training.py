@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .compat import CATEGORY, field, io, schema, setting_values, told, widgets
 from .places import run_folder
 from .sockets import DATASET, MODEL, RECIPE, SHIFT, Dataset, Encoded, Shift, Values
-from .work import Work, work_of
+from .work import TOLD_ROLES, Work, work_of
 
 if TYPE_CHECKING:
     from ..w2svd_core.run import RunFolder
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 HERE = f"{CATEGORY}/training"
 SHIFTED = ("matching.alpha_weak", "matching.alpha_strong")
+TOLD = tuple(f"embedded.{role}" for role in TOLD_ROLES)
 SETTINGS = (
     *("train.steps", "train.batch", "student.rank", "student.lr", "student.ema", "student.sampler", "student.sigmas"),
     *("critic.rank", "critic.lr", "critic.updates", "critic.warmup", "matching.guidance_scale", "matching.score_law"),
@@ -68,6 +69,28 @@ class DistillSettings(io.ComfyNode):
     @told
     def execute(cls, **given: Any) -> io.NodeOutput:
         return io.NodeOutput(Values(setting_values(given)))
+
+
+class EmbeddedGuidance(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="W2SVD_EmbeddedGuidance",
+            display_name="Embedded Guidance",
+            category=HERE,
+            description="The guidance that each role tells a model that takes it as an input (HunyuanVideo). Without "
+            "this node every role of a MODEL tells what its CONDITIONING does (Flux Guidance).",
+            inputs=[
+                *widgets(TOLD),
+                field(RECIPE, "settings", optional=True, tooltip="Distill Settings, which these are added to."),
+            ],
+            outputs=[RECIPE.Output(display_name="settings", tooltip="The settings, for Train.")],
+        )
+
+    @classmethod
+    @told
+    def execute(cls, settings: Values | None = None, **given: Any) -> io.NodeOutput:
+        return io.NodeOutput(Values({**(settings.settings if settings else {}), **setting_values(given)}))
 
 
 class Train(io.ComfyNode):
@@ -244,4 +267,4 @@ def made(folder: Path) -> tuple[Any, Any, Mapping[str, list[float]], Any]:
     return LoraModel(tensors, about), sigmas, {"loss": losses}, torch.cat(clips)
 
 
-NODES: list[type[io.ComfyNode]] = [RealShift, DistillSettings, Train]
+NODES: list[type[io.ComfyNode]] = [RealShift, DistillSettings, EmbeddedGuidance, Train]

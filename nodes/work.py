@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ..w2svd_core.watch import Watch
 
 BUNDLED = "portraits"  # whose other settings a training of the bundled teacher has
+TOLD_ROLES = ("teacher", "real", "fake", "student")  # those that tell a model a guidance
 SOCKETS = "what the sockets of Train were given"  # where a recipe names a file
 
 
@@ -166,6 +167,16 @@ class NativeWork:
         return c, f, h, w
 
     @property
+    def told(self) -> Mapping[str, object]:
+        """The guidance that the prompts tell a model, as every role's own; nothing for a model that takes none."""
+        import torch
+
+        from ..w2svd_core.backbones.comfy import embedded_guidance
+
+        value = embedded_guidance(self.model, self.dataset.conditioning, torch.zeros(1, *self.shape))
+        return {} if value is None else {f"embedded.{role}": value for role in TOLD_ROLES}
+
+    @property
     def settings(self) -> Mapping[str, object]:
         from ..w2svd_core.backbones.comfy import settings_of
 
@@ -174,7 +185,7 @@ class NativeWork:
         size = {"frames": (frames - 1) * time + 1, "height": height * space, "width": width * space}
         return {
             "model.path": SOCKETS, "data.folder": SOCKETS, "data.fps": self.dataset.fps,
-            **{f"data.{name}": value for name, value in size.items()}, **settings_of(self.model),
+            **{f"data.{name}": value for name, value in size.items()}, **settings_of(self.model), **self.told,
         }  # fmt: skip
 
     @contextmanager

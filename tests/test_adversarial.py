@@ -99,7 +99,7 @@ def test_the_gradient_is_that_of_the_logits_and_reaches_the_student_alone(
         assert all(p.grad is None for p in learner.parameters.values())
     plain = x0.detach().clone().requires_grad_()
     noised = program.process.noise(plain, step.eps, step.sigma)
-    value = generator_loss(term._logits(noised, step.sigma, rollout.condition))
+    value = generator_loss(term._logits(term._features(noised, step.sigma, rollout.condition)))
     (expected,) = torch.autograd.grad(0.5 * value, plain)
     torch.testing.assert_close(x0.grad, expected, atol=1e-8, rtol=1e-5)
     assert expected.any() and step.logs["adversarial/generator"] == pytest.approx(float(value.detach()))
@@ -120,7 +120,7 @@ def test_sign_the_student_goes_where_the_discriminator_sees_clips(new_program: P
 
     def value(sample: Tensor) -> float:
         noised = program.process.noise(sample, step.eps, step.sigma)
-        return float(generator_loss(term._logits(noised, step.sigma, rollout.condition).detach()))
+        return float(generator_loss(term._logits(term._features(noised, step.sigma, rollout.condition)).detach()))
 
     assert value(x0 - 20.0 * moved.grad) < value(x0)
 

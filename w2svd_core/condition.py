@@ -11,6 +11,7 @@ from torch import Tensor
 
 FRAME_FIELDS = ("start", "first")  # latents that show a given first frame: beside the noise, or as x0 itself holds it
 GUIDANCE = "guidance"  # the field (B,) that tells a model its embedded guidance
+LENGTH = "length/"  # begins the name of a field (B,): how many tokens of another one a row has, the rest being filler
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class Condition:
 
     Which names there are is the backbone's affair (`backbones.base.Facts.needs`); everybody else only carries the value
     along. For a text-to-video model it is `{"text": (B, tokens, width)}`; a first frame adds `start`, its latents, and
-    `image`, its embedding. A role puts in `guidance` where a model takes one.
+    `image`, its embedding. A role puts in `guidance` where a model takes one. Where a model can't be told which tokens
+    are filler, `filled` makes rows of different lengths one value, and `alike` takes them apart again for a call.
     """
 
     fields: Mapping[str, Tensor]
@@ -54,6 +56,46 @@ class Condition:
         return Condition(
             {n: torch.where(keep.view(-1, *[1] * (v.ndim - 1)), v, other.fields[n]) for n, v in self.fields.items()}
         )
+
+    @property
+    def ragged(self) -> bool:
+        """Whether rows may differ in how many tokens they have."""
+        return any(name.startswith(LENGTH) for name in self.fields)
+
+    def alike(self) -> list[tuple[Tensor, Condition]]:
+        """The numbers of rows that can be in one call, and what it is to be made with: nothing that they lack."""
+        lengths = [name for name in self.fields if name.startswith(LENGTH)]
+        table = torch.stack([self.fields[name] for name in lengths], 1)  # rows lengths
+        found = []
+        for kind in table.unique(dim=0):
+            rows = (table == kind).all(1).nonzero().flatten()
+            fields = {name: value[rows] for name, value in self.fields.items() if name not in lengths}
+            for name, length in zip(lengths, kind.tolist(), strict=True):
+                whole = fields.pop(name.removeprefix(LENGTH))
+                if length:
+                    fields[name.removeprefix(LENGTH)] = whole[:, :length]
+            found.append((rows, Condition(fields)))
+        return found
+
+    @staticmethod
+    def filled(rows: Sequence[Condition], names: Sequence[str]) -> list[Condition]:
+        """Conditions of one row each that `cat` takes: what differs in its number of tokens ends in zeros.
+
+        Args:
+            names: fields `1 tokens ...` that may differ, or be absent (no tokens). Those that do gain their length.
+        """
+        found = [dict(row.fields) for row in rows]
+        for name in names:
+            held = [fields[name] for fields in found if name in fields]
+            lengths = [fields[name].shape[1] if name in fields else 0 for fields in found]
+            if len(set(lengths)) < 2:
+                continue
+            for fields, length in zip(found, lengths, strict=True):
+                whole = held[0].new_zeros(1, max(lengths), *held[0].shape[2:])
+                if length:
+                    whole[:, :length] = fields[name]
+                fields |= {name: whole, LENGTH + name: torch.tensor([length])}
+        return [Condition(fields) for fields in found]
 
     @staticmethod
     def cat(parts: Sequence[Condition]) -> Condition:

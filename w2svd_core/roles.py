@@ -179,10 +179,9 @@ class SharedModel:
             alpha: strength of the critic's adapter, one or (b,); None = the role's own.
             embedded: guidance that the model is told, where it takes one; None = the role's own.
         """
-        model = self.network(role)
         levels = torch.as_tensor(sigma, dtype=torch.float32, device=x_t.device).expand(len(x_t))
-        with self._using(self._adapters(role, alpha)):
-            return self.backbone.predict(model, x_t, levels, self._told(role, condition, embedded))
+        told = self._told(role, condition, embedded)
+        return self._ask(self.network(role), x_t, levels, told, self._adapters(role, alpha))
 
     def predict_x0(
         self, role: Role, x_t: Tensor, sigma: Tensor | float, condition: Condition, alpha: Strength | None = None
@@ -209,10 +208,21 @@ class SharedModel:
         x_t = torch.cat([q.x_t for q in queries])
         sigma = torch.cat([q.sigma for q in queries])
         condition = Condition.cat([self._told(q.role, q.condition) for q in queries])
-        with self._using(self._row_strengths(queries, x_t.device)):
-            output = self.backbone.predict(self.base, x_t, sigma, condition)
+        output = self._ask(self.base, x_t, sigma, condition, self._row_strengths(queries, x_t.device))
         x0 = self.backbone.hold(self.backbone.process.x0_from_output(x_t, output, sigma), condition)
         return list(x0.split([len(q.x_t) for q in queries]))
+
+    def _ask(self, model: nn.Module, x_t: Tensor, sigma: Tensor, condition: Condition, active: Active) -> Tensor:
+        """What a network puts out; a call for each length of prompts, where it can't be told what is filler."""
+        if not condition.ragged:
+            with self._using(active):
+                return self.backbone.predict(model, x_t, sigma, condition)
+        output, order = [], []
+        for rows, own in condition.alike():
+            with self._using(_of_rows(active, rows)):
+                output.append(self.backbone.predict(model, x_t[rows], sigma[rows], own))
+            order.append(rows)
+        return torch.cat(output)[torch.cat(order).argsort()]
 
     def embedded_guidance(self, role: Role) -> float | None:
         """What a role tells the model; None where the model takes no guidance as an input."""
@@ -317,6 +327,11 @@ def swapped_in(weights: Mapping[str, Tensor], model: SharedModel) -> Iterator[No
         with torch.no_grad():
             for name, parameter in own.items():
                 parameter.copy_(before[name])
+
+
+def _of_rows(active: Active, rows: Tensor) -> Active:
+    """The strengths of some rows of a batch."""
+    return {name: s[rows] if isinstance(s, Tensor) and s.ndim else s for name, s in active.items()}
 
 
 def _rows_like(strength: Tensor, output: Tensor) -> Tensor:

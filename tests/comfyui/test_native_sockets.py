@@ -36,6 +36,8 @@ from w2svd_core.condition import Condition
 from w2svd_core.errors import UserError
 from w2svd_core.lora_files import base_hash, read_lora
 
+WORDS = torch.randn(2, 5, 4096, generator=torch.Generator().manual_seed(3))  # tokens of two prompts
+
 
 def test_sockets_become_the_training_set_of_headless(patcher: Any) -> None:
     data = clips()
@@ -65,8 +67,33 @@ def test_clips_of_two_sizes_make_buckets_and_prompts_alone_a_set(patcher: Any) -
     assert len(one) == 2
 
 
+def test_prompts_of_several_lengths_are_asked_each_at_its_own(patcher: Any) -> None:
+    from w2svd_core.backbones.comfy import native_data
+
+    data, x = clips(), points_of("t2v")
+    rows = [[[row[None, :length].clone(), {}]] for row, length in zip(WORDS, (3, 5), strict=True)]
+    found = native_data(patcher, [latent(patcher, data.latents[:2])], rows, rows[0])
+    _, condition = found.batch([0, 1], torch.device("cpu"))
+    alone = [Condition({"c_crossattn": WORDS[row : row + 1, :length]}) for row, length in enumerate((3, 5))]
+    expected = [asked(patcher, x[row : row + 1], SIGMA[row : row + 1], own) for row, own in enumerate(alone)]
+    with native_roles(patcher) as shared, torch.no_grad():
+        both = shared.predict_x0("teacher", x, SIGMA, condition)
+    torch.testing.assert_close(both, torch.cat(expected), atol=1e-5, rtol=1e-5)
+
+
+def test_a_model_is_told_the_guidance_of_its_conditioning(patcher: Any) -> None:
+    from w2svd_core.backbones.comfy import embedded_guidance
+
+    hunyuan, like = new_hunyuan(), clips().latents[:1]
+    entry: dict[str, Any] = {"pooled_output": torch.zeros(1, 12)}
+    text = torch.zeros(1, 5, 24)
+    assert embedded_guidance(patcher, [[[WORDS[:1], {}]]], like) is None  # Wan takes none
+    assert embedded_guidance(hunyuan, [[[text, entry]]], like) == 6.0  # ComfyUI's own
+    assert embedded_guidance(hunyuan, [[[text, entry | {"guidance": 3.5}]]], like) == 3.5
+
+
 def test_what_does_not_fit_is_said_in_one_sentence(patcher: Any) -> None:
-    from w2svd_core.backbones.comfy import NativeSource, native_data, native_job
+    from w2svd_core.backbones.comfy import NativeSource, embedded_guidance, native_data, native_job
 
     data = clips()
     (negative,), all_of = conditioning(data.null), conditioning(data.condition)
@@ -77,9 +104,16 @@ def test_what_does_not_fit_is_said_in_one_sentence(patcher: Any) -> None:
         native_data(patcher, [{"samples": torch.zeros(1, 8, 3, 4, 4)}], all_of[:1], negative)
     with pytest.raises(UserError, match="holds no video"):
         native_data(patcher, [{"samples": torch.zeros(1, 16, 4, 4)}], all_of[:1], negative)
-    short = [[[torch.zeros(1, 3, 4096), {}]]]
-    with pytest.raises(UserError, match="3 to 5 tokens"):
-        native_data(patcher, [good], short, negative)
+    pooled: dict[str, Any] = {"pooled_output": torch.zeros(1, 12)}
+    hunyuan, text = new_hunyuan(), torch.zeros(1, 5, 24)
+    referred = [[text, pooled | {"ref_latent": data.latents[:1]}]]
+    with pytest.raises(UserError, match="make all by the same nodes"):
+        native_data(hunyuan, [latent(hunyuan, data.latents[:1])], [[[text, pooled]]], referred)
+    with pytest.raises(UserError, match="by token replacement"):
+        native_data(hunyuan, [latent(hunyuan, data.latents[:1])], [[[text, pooled | {"guiding_frame_index": 0}]]], [])
+    louder = [[[text, pooled | {"guidance": scale}]] for scale in (3.5, 6.0)]
+    with pytest.raises(UserError, match=r"guidances from 3\.5 to 6"):
+        embedded_guidance(hunyuan, louder, data.latents[:1])
     with (
         pytest.raises(UserError, match="trains a LoRA"),
         native_job(

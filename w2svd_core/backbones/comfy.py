@@ -19,6 +19,7 @@ from ..errors import UserError
 from ..settings import Recipe
 from . import FAMILIES, backbone
 from .comfy_backbone import NativeBackbone, refuse_other_processes
+from .comfy_data import embedded_guidance as embedded_guidance
 from .comfy_data import native_data as native_data
 from .comfy_model import NativeModel, give_back, linear_layers, load, training_time
 from .comfy_names import family_of

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 import torch
 from torch import Tensor, nn
 
-from ..condition import Condition
+from ..condition import GUIDANCE, Condition
 from ..errors import UserError
 from ..flow import Process, RectifiedFlow
 from ..geometry import LatentGeometry
@@ -50,8 +50,8 @@ class NativeBackbone:
         count = sum(p.numel() for p in base.native.parameters())
         return Facts(
             name=f"ComfyUI's {type(base.model).__name__} ({count / 1e9:.1f} billion parameters)",
-            fps=16, frames=81, negative_prompt="", guidance_scale=5.0, shift=5.0, needs=(TEXT,), takes=(),
-            repository="", gigabytes=2e-9 * count,
+            fps=16, frames=81, negative_prompt="", guidance_scale=5.0, shift=5.0, needs=(TEXT,),
+            takes=(GUIDANCE,) if takes_guidance(base.patcher) else (), repository="", gigabytes=2e-9 * count,
         )  # fmt: skip
 
     def check_fit(self, model: nn.Module, latents: LatentGeometry, width: int) -> None:
@@ -122,6 +122,11 @@ def refuse_other_processes(patcher: Any) -> None:
             f"the MODEL is a {type(patcher.model).__name__}, which is no flow-matching model; load one (Wan, "
             "HunyuanVideo, LTX-Video) to distil it"
         )
+
+
+def takes_guidance(patcher: Any) -> bool:
+    """Whether a model is told its guidance as an input: it has layers that read one."""
+    return any(name.startswith("guidance_in.") for name, _ in patcher.model.diffusion_model.named_parameters())
 
 
 def geometry_of(patcher: Any) -> LatentGeometry:

@@ -9,19 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..condition import Condition
+from ..condition import GUIDANCE, Condition
 from ..data.latents import LatentSet
 from ..data.training_set import TrainingSet, bucket_rows
 from ..errors import UserError
 from ..hashing import tensors_hash, value_hash
 from ..randomness import shuffled_rows
-from .comfy_backbone import TEXT
+from .comfy_backbone import TEXT, takes_guidance
 
 Conditioning = Sequence[Sequence[Any]]  # ComfyUI's CONDITIONING: [[tensor, {...}], ...]
 Latent = Mapping[str, Any]  # ComfyUI's LATENT
 Size = tuple[int, int, int, int]
+REPLACED = "guiding_frame_index"  # HunyuanVideo's sign that the clip's first latent frame is given in x itself
 OF_THE_CLIP = ("c_concat", "clip_fea", "reference_latent", "time_dim_concat")  # what guidance leaves as it is
-WHOLE_PROMPT = 512  # tokens that prompts of different length are cut to
+OF_LENGTH = (TEXT, "attention_mask", "txt_byt5")  # as many tokens as a prompt has; ComfyUI pads none
 
 
 @dataclass(frozen=True)
@@ -132,12 +133,10 @@ def native_data(
         if shape is None:
             raise UserError("prompts alone do not say how large the clips are to be; give frames, height and width")
         like = torch.zeros(1, *shape)
-        fields = [encoded(model, entry, like) for entry in entries]
-        null = encoded(model, negative, like)
-        *rows, empty = _alike([*fields, null])
-        return Prompts(Condition.cat(rows), _of_the_prompt(empty), named, shape)
+        rows, empty = _alike([encoded(model, entry, like) for entry in entries], encoded(model, negative, like))
+        return Prompts(Condition.cat(rows), empty, named, shape)
     fields = [encoded(model, entry, clip) for entry, clip in zip(entries, clips, strict=True)]
-    *rows, empty = _alike([*fields, encoded(model, negative, clips[0])])
+    rows, empty = _alike(fields, encoded(model, negative, clips[0]))
     sets = []
     for size in dict.fromkeys(clip.shape for clip in clips):
         own = [row for row, clip in enumerate(clips) if clip.shape == size]
@@ -145,11 +144,31 @@ def native_data(
             LatentSet(
                 torch.cat([clips[row] for row in own]),
                 Condition.cat([rows[row] for row in own]),
-                _of_the_prompt(empty),
+                empty,
                 tuple(named[row] for row in own),
             )
         )
     return sets[0] if len(sets) == 1 else Buckets(tuple(sets))
+
+
+def embedded_guidance(patcher: Any, conditioning: Sequence[Conditioning], like: Tensor) -> float | None:
+    """What a model that takes its guidance as an input is told by conditions (Flux Guidance); None for others.
+
+    Args:
+        like: latents `1 c f h w` of a clip.
+
+    Raises:
+        UserError: they tell several.
+    """
+    if not takes_guidance(patcher):
+        return None
+    found = {float(encoded(patcher.model, entry, like).fields[GUIDANCE]) for entry in conditioning}
+    if len(found) > 1:
+        raise UserError(
+            f"the conditions tell guidances from {min(found):g} to {max(found):g}, and a student learns one; give them "
+            "the same"
+        )
+    return next(iter(found), None)
 
 
 def encoded(model: Any, conditioning: Conditioning, like: Tensor) -> Condition:
@@ -172,6 +191,11 @@ def encoded(model: Any, conditioning: Conditioning, like: Tensor) -> Condition:
         latent_image=torch.zeros_like(like), denoise_mask=None, seed=0,
     )  # fmt: skip
     fields = {name: kept.cond for name, kept in found["model_conds"].items()}
+    if REPLACED in fields:  # core adds a batch's guidance to the given frame, and 0.33 takes text tokens for its own
+        raise UserError(
+            "the CONDITIONING gives a first frame by token replacement (v2), which is trained by python -m "
+            "w2svd_core.train alone; give it by concatenation (v1) to a model that takes it, or leave it out"
+        )
     odd = [name for name, value in fields.items() if not isinstance(value, Tensor) or value.ndim == 0]
     if odd:
         raise UserError(f"the CONDITIONING carries {', '.join(odd)}, which can't be batched; connect one without")
@@ -199,29 +223,19 @@ def _clips(model: Any, latent: Latent) -> list[Tensor]:
     return list(seen.split(1))
 
 
-def _alike(rows: Sequence[Condition]) -> list[Condition]:
-    """Conditions that can be in one batch: prompts of different length are cut to the usual one.
+def _alike(rows: Sequence[Condition], null: Condition) -> tuple[list[Condition], Condition]:
+    """Conditions that can be in one batch, and the fields of `null` that take their places where guidance leaves them.
 
     Raises:
-        UserError: they are too short for that, or have different fields.
+        UserError: they have different fields.
     """
+    empty = Condition({name: value for name, value in null.fields.items() if name not in OF_THE_CLIP})
     names = rows[0].fields.keys()
-    for row in rows:
-        if row.fields.keys() - set(OF_THE_CLIP) != names - set(OF_THE_CLIP):
+    for row, ours in [*((row, names) for row in rows), (empty, names - set(OF_THE_CLIP))]:
+        if (row.fields.keys() ^ ours) - set(OF_LENGTH):
             raise UserError(
-                f"some conditions have {', '.join(sorted(names))}, others {', '.join(sorted(row.fields))}; make all by "
+                f"some conditions have {', '.join(sorted(ours))}, others {', '.join(sorted(row.fields))}; make all by "
                 "the same nodes"
             )
-    lengths = sorted({row.fields[TEXT].shape[1] for row in rows if TEXT in row.fields})
-    if len(lengths) > 1 and lengths[0] < WHOLE_PROMPT:
-        raise UserError(
-            f"the prompts have {lengths[0]} to {lengths[-1]} tokens, which can't be in one batch; use a text encoder "
-            "that pads them to one length"
-        )
-    if len(lengths) < 2:
-        return list(rows)
-    return [Condition({**row.fields, TEXT: row.fields[TEXT][:, : lengths[0]]}) for row in rows]
-
-
-def _of_the_prompt(null: Condition) -> Condition:
-    return Condition({name: value for name, value in null.fields.items() if name not in OF_THE_CLIP})
+    *found, filled = Condition.filled([*rows, empty], OF_LENGTH)
+    return found, filled

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..condition import Condition
+    from ..heads import Features
     from ..rollout import Rollout
     from ..terms import Stage, StudentStep
 
@@ -121,7 +122,8 @@ class Added(Term):
             return None
         x0 = step.x0.detach().requires_grad_()
         noised = self.stage.model.backbone.process.noise(x0, step.eps, step.sigma)
-        value = generator_loss(self._logits(noised, step.sigma, step.rollout.condition), self.settings.form)
+        features = self._features(noised, step.sigma, step.rollout.condition)
+        value = generator_loss(self._logits(features), self.settings.form)
         (gradient,) = torch.autograd.grad(value, x0)
         step.logs["adversarial/generator"] = float(value.detach())
         if step.free is not None:
@@ -154,21 +156,28 @@ class Added(Term):
             seen.append(process.noise(data + apart, eps, sigma))
         with torch.no_grad():
             features = [self._features(x_t, sigma, condition) for x_t in seen]
-        real, student, *disturbed = [self.heads(one) for one in features]
+        real, student, *disturbed = [self._logits(one) for one in features]
         loss = discriminator_loss(real, student, s.form)
         if disturbed:
             loss = loss + s.r1 * r1_penalty(real, disturbed[0], s.r1_std)
         right = 0.5 * ((real > 0).float().mean() + (student < 0).float().mean())
         return self.learners["heads"].update(loss) | {"adversarial/right": float(right)}
 
-    def _logits(self, x_t: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
-        found: Tensor = self.heads(self._features(x_t, sigma, condition))
-        return found
+    def _logits(self, features: Sequence[Features]) -> Tensor:
+        """Logits `n` of all taps and tokens."""
+        import torch
 
-    def _features(self, x_t: Tensor, sigma: Tensor, condition: Condition) -> list[Tensor]:
+        return torch.cat([self.heads(one).flatten() for one in features])
+
+    def _features(self, x_t: Tensor, sigma: Tensor, condition: Condition) -> list[Features]:
+        """What the taps put out; each length of prompts by itself, where the model can't be told what is filler."""
         from ..heads import features_of
 
-        return features_of(self.blocks, lambda: self.stage.model.predict(self.role, x_t, sigma, condition))
+        def seen(rows: Any, own: Condition) -> Features:
+            return features_of(self.blocks, lambda: self.stage.model.predict(self.role, x_t[rows], sigma[rows], own))
+
+        parts = condition.alike() if condition.ragged else [(slice(None), condition)]
+        return [seen(rows, own) for rows, own in parts]
 
     def _widths(self) -> Sequence[int]:
         """Channels of each tap, seen on one row."""
@@ -179,7 +188,8 @@ class Added(Term):
         _, condition = stage.data.batch(rows, device)
         x = torch.zeros(1, *stage.data.shape(rows), device=device)
         with torch.no_grad():
-            return [one.shape[-1] for one in self._features(x, torch.ones(1, device=device), condition)]
+            (taps,) = self._features(x, torch.ones(1, device=device), condition)
+        return [one.shape[-1] for one in taps]
 
     def _course(self) -> tuple[float, int, int]:
         return self.settings.weight, self.settings.delay, self.settings.ramp
