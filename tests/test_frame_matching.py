@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -20,6 +21,7 @@ from w2svd_core.data.encoder_source import LoadedEncoders
 from w2svd_core.data.latents import LatentSet
 from w2svd_core.distillation import Distillation
 from w2svd_core.errors import UserError
+from w2svd_core.job import other_models
 from w2svd_core.lora_files import base_hash
 from w2svd_core.objectives.distribution_matching import matching_gradient
 from w2svd_core.objectives.frame_matching import draw_positions, picked
@@ -255,6 +257,8 @@ def test_a_run_trains_its_critic_and_resumes_bit_for_bit(
     found = weights(resumed)
     assert all(torch.equal(t, found[name]) for name, t in weights(program).items())
     assert base_hash(program.terms["frame_matching"].image.base_state()) == base
+    own, same = (other_models(cast(Any, SimpleNamespace(program=one))) for one in (program, resumed))
+    assert own == same and own.keys() == ({"models"} if model == "another" else set())
 
 
 def test_two_updates_of_the_critic_see_other_noise(new_program: Programs, new_recipe: Recipes) -> None:

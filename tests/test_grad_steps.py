@@ -98,6 +98,10 @@ def test_a_run_starts_from_the_student_and_critic_of_another(
     assert same and all(torch.equal(old[name], new[name]) for name in same)
     with pytest.raises(UserError, match="no critic of this kind and rank"):
         train.main(small(tmp_path / "third", "--start", str(first), "--critic.rank", "8"))
+    lcm = ("--method", "consistency", "--student.sampler", "renoise")
+    assert train.main(small(tmp_path / "lcm", *lcm)) == 0
+    with pytest.raises(UserError, match=r"trained no critic; name the LoRA file of its student in student\.init"):
+        train.main(small(tmp_path / "fifth", "--start", str(tmp_path / "lcm")))
     with pytest.raises(UserError, match="not a run folder"):
         train.main(small(tmp_path / "fourth", "--from", str(tmp_path)))
 

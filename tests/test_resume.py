@@ -13,6 +13,7 @@ import torch
 from kind import Programs, Recipes
 from torch import Tensor
 
+from w2svd_core.errors import UserError
 from w2svd_core.run import KEPT_CHECKPOINTS, RunFolder
 from w2svd_core.settings import Train
 from w2svd_core.trainer import Interrupted, Program, train
@@ -234,3 +235,16 @@ def test_the_newest_checkpoint_is_the_one_with_the_highest_number(tmp_path: Path
     for step in range(999_999, 1_000_002):  # seven digits come after six
         run.save_checkpoint(step, lambda: {"done": torch.zeros(1)})
     assert run.latest_checkpoint()[0] == 1_000_001
+
+
+def test_a_checkpoint_of_another_image_model_is_refused(tmp_path: Path, new_recipe: Recipes) -> None:
+    run = RunFolder.create(new_recipe(), tmp_path / "run")
+    for then, now, fits in (("", "", True), ("a", "a", True), ("", "a", False), ("a", "", False), ("a", "b", False)):
+        run.made_of = {"recipe": "", "base": "x", "data": "y"} | ({"models": then} if then else {})
+        run.save_checkpoint(1, lambda: {"t": torch.zeros(1)})
+        run.made_of = {"recipe": "", "base": "x", "data": "y"} | ({"models": now} if now else {})
+        if fits:
+            assert run.latest_checkpoint()[0] == 1
+        else:
+            with pytest.raises(UserError, match=r"with another image model than frame_matching\.model holds now"):
+                run.latest_checkpoint()

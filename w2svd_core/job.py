@@ -107,7 +107,7 @@ def one_stage(recipe: Recipe, folder: Path, resume: Path, watch: Watch, make: Ma
     before = base_hash(job.model.base_state())
     run = RunFolder.open(folder) if RunFolder.is_one(folder) else RunFolder.create(recipe, folder)
     recipe = run.recipe()
-    run.made_of = {"recipe": recipe_to_yaml(recipe), "base": before, "data": job.data.fingerprint()}
+    run.made_of = {"recipe": recipe_to_yaml(recipe), "base": before, "data": job.data.fingerprint()} | other_models(job)
     start, tensors = run.latest_checkpoint()
     start_tracker(accelerator, recipe)
     if recipe.model.init == "load" and recipe.model.path != "bundled":
@@ -144,6 +144,13 @@ def one_stage(recipe: Recipe, folder: Path, resume: Path, watch: Watch, make: Ma
     if accelerator.is_main_process:
         finish(recipe, run, job, watch)
     return 0
+
+
+def other_models(job: Job) -> dict[str, str]:
+    """The hash of the frozen models that terms bring along; nothing without any."""
+    terms = job.program.terms if isinstance(job.program, Distillation) else {}
+    held = {f"{name}/{key}": tensor for name, term in terms.items() for key, tensor in term.models().items()}
+    return {"models": base_hash(held)} if held else {}
 
 
 def unusual(recipe: Recipe, facts: Facts) -> list[str]:

@@ -24,10 +24,16 @@ KEPT_CHECKPOINTS = 2
 MAY_CHANGE = (
     "evaluate.", "teacher.", "train.steps", "train.checkpoint_every", "train.log_every", "train.sample_every",
     "train.max_nonfinite", "train.tracker", "model.path", "data.folder", "data.cache", "name", "start", "guard.keep",
-    "guard.stop_after", "guard.motion", "guard.saturation", "guard.diversity",
+    "guard.stop_after", "guard.motion", "guard.saturation", "guard.diversity", "frame_matching.model",
 )  # fmt: skip
 """Settings that a run may go on with when they were changed: a longer training, files that have moved (their contents
 are compared), what is shown and how it is measured."""
+ORIGIN = {
+    "base": "another model than model.path",
+    "data": "other clips than data.folder",
+    "models": "another image model than frame_matching.model",
+}
+"""What a run was made of beside its recipe, as hashes: the setting that names it, and how to say that it is another."""
 
 
 def place_for(recipe: Recipe, out: Path | None) -> Path:
@@ -56,8 +62,8 @@ class RunFolder:
 
     Attributes:
         path: the folder.
-        made_of: what a checkpoint depends on: the "recipe" as YAML, hashes of the "base" model and of the "data".
-            Written into each checkpoint, and compared when one is read.
+        made_of: what a checkpoint depends on: the "recipe" as YAML, and the hashes of `ORIGIN`. Written into
+            each checkpoint, and compared when one is read.
     """
 
     def __init__(self, path: Path) -> None:
@@ -138,8 +144,8 @@ class RunFolder:
                     f"{path} is of a run with {key} {show(then[key])}, {self.path / 'recipe.yaml'} says "
                     f"{show(now[key])}; set it back, or start a new run"
                 )
-        for name, what in (("base", "another model than model.path"), ("data", "other clips than data.folder")):
-            if metadata.get(name) != self.made_of.get(name):
+        for name, what in ORIGIN.items():
+            if metadata.get(name, "") != self.made_of.get(name, ""):
                 raise UserError(f"{path} was made with {what} holds now; put them back, or start a new run")
 
     def _checkpoints(self) -> list[Path]:
@@ -167,7 +173,7 @@ class RunFolder:
             return {}
         with opened_safetensors(newest) as file:
             about = file.metadata() or {}
-        return {name: about[name] for name in ("recipe", "base", "data") if name in about}
+        return {name: about[name] for name in ("recipe", *ORIGIN) if name in about}
 
     def latest_checkpoint(self) -> tuple[int, dict[str, Tensor]]:
         """The newest checkpoint; (0, {}) before the first. Metrics beyond it are cut, they will be made again.

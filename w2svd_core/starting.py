@@ -40,6 +40,8 @@ def start_from(program: Distillation, place: str, base: str) -> None:
 
 
 def _take_over(learner: Learner, tensors: Mapping[str, Tensor], name: str, place: str) -> None:
+    if not any(key.startswith(f"{name}/weight/") for key in tensors):
+        raise UserError(f"start {place} trained no {name}; name the LoRA file of its student in student.init instead")
     weights = {n: tensors.get(f"{name}/weight/{n}") for n in learner.parameters}
     shapes = {n: p.shape for n, p in learner.parameters.items()}
     if any(weight is None or weight.shape != shapes[n] for n, weight in weights.items()):

@@ -124,6 +124,10 @@ class Term(ABC):
         """What a user should hear before the run begins."""
         return []
 
+    def models(self) -> Mapping[str, Tensor]:
+        """Weights of frozen models of its own, by name; a run that goes on must find the same ones."""
+        return {}
+
     def learn(self, index: int, x0: Tensor, rollout: Rollout) -> dict[str, float]:
         """Train networks of its own on the round's student samples; returns what to log."""
         return {}

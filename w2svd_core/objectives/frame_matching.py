@@ -20,6 +20,8 @@ from .distribution_matching import matching_gradient, matching_loss, watch
 from .flow_matching import denoising_loss
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import torch
     from torch import Tensor
 
@@ -113,6 +115,9 @@ class Added(Term):
     @classmethod
     def is_on(cls, settings: Settings) -> bool:
         return settings.weight > 0
+
+    def models(self) -> Mapping[str, Tensor]:
+        return {} if self.image.base is self.stage.model.base else self.image.base_state()
 
     def remarks(self) -> list[str]:
         found = []
