@@ -170,11 +170,16 @@ def chain(subject: Subject, itself: bool) -> list[Subject]:
     return [*before, *([subject] if itself else [])]
 
 
+def course(subject: Subject) -> list[Subject]:
+    """A training and those that it started from, one after the other; models that it is built on are others' work."""
+    return [*(course(subject.needs["start"]) if "start" in subject.needs else []), subject]
+
+
 # ---- trainings on disk
 
 
 def usage(subject: Subject, out: Path) -> dict[str, Any]:
-    """What is known of a training: "finished", "peak_memory" in bytes; {} before the first start."""
+    """What is known of a training: "finished", "adopted", "peak_memory" in bytes; {} before the first start."""
     path = usage_file(subject, out)
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return found
@@ -190,17 +195,32 @@ def is_trained(subject: Subject, out: Path) -> bool:
     return bool(usage(subject, out).get("finished"))
 
 
-def note_usage(subject: Subject, out: Path, peak: int | None, finished: bool) -> None:
-    """Keep the peak memory of all its parts, and whether it is done."""
+def note_usage(subject: Subject, out: Path, peak: int | None, finished: bool, adopted: bool = False) -> None:
+    """Keep the peak memory of all its parts, whether it is done, and whether another call has done it."""
     before = usage(subject, out).get("peak_memory")
     peaks = [one for one in (before, peak) if one]
-    known = {"base": subject.base, "seed": subject.recipe.seed, "finished": finished}
+    known = {"base": subject.base, "seed": subject.recipe.seed, "finished": finished, "adopted": adopted}
     text = json.dumps(known | {"peak_memory": max(peaks, default=None)}, indent=2)
     write_text(usage_file(subject, out), text + "\n")
 
 
-def train_seconds(subject: Subject, out: Path) -> float:
-    """Seconds of all its rounds, without loading; a stopped training that went on has counted them all."""
+def spent(subject: Subject, out: Path) -> dict[str, Any]:
+    """What a training and those before it took.
+
+    "train_seconds" of all rounds, without loading (a stopped training that went on has counted them all), the highest
+    "peak_memory" where it is known, "adopted" where one of them was made by another call.
+    """
+    parts = course(subject)
+    known = [usage(part, out) for part in parts]
+    return {
+        "train_seconds": sum(seconds_of(part, out) for part in parts),
+        "peak_memory": max((one["peak_memory"] for one in known if one.get("peak_memory")), default=None),
+        "adopted": any(one.get("adopted") for one in known),
+    }
+
+
+def seconds_of(subject: Subject, out: Path) -> float:
+    """Of the rounds of one training."""
     every = subject.recipe.train.log_every
     return every * sum(row.get("seconds", 0.0) for row in RunFolder(subject.place(out)).metrics())
 
@@ -251,7 +271,7 @@ def adopt(folder: Path, wanted: Mapping[str, Subject], out: Path) -> list[str]:
                 last = sorted((run / "checkpoints").glob("*.safetensors"))[:-1]
                 names = [*(path.name for path in last), "tensorboard", "teacher"]
                 shutil.copytree(run, subject.place(out), ignore=shutil.ignore_patterns(*names), dirs_exist_ok=True)
-                note_usage(subject, out, None, True)
+                note_usage(subject, out, None, True, adopted=True)
                 taken.append(f"{run} is {subject.base}, seed {subject.recipe.seed}")
     return taken
 

@@ -46,6 +46,11 @@ class Line:
         found = self.values(metric)
         return (max(found) - min(found)) / 2 if found else 0.0
 
+    @property
+    def whole(self) -> bool:
+        """Whether every seed is there: an order of rows that lack some is none."""
+        return bool(self.results) and len(self.results) == len(self.planned.test)
+
     def about(self, key: str) -> float | None:
         """The mean of what stands beside the metrics."""
         found = [result[key] for result in self.results if result.get(key)]
@@ -80,10 +85,10 @@ def heading(plan: Plan, lines: Mapping[str, Line], command: str) -> str:
     o = plan.options
     machines = sorted({result["machine"] for line in lines.values() for result in line.results})
     sweep = (
-        f"Before that, every trained row had its rates multiplied by {', '.join(f'{f:g}' for f in o.sweep)} (one seed, "
+        f"Before that, trained rows had their rates multiplied by {', '.join(f'{f:g}' for f in o.sweep)} (one seed, "
         f"{o.sweep_budget:g} of the budget, {o.sweep_clips} validation portraits from seed {VALIDATION} on); the "
         "factor with the least video Fréchet distance there was taken for all seeds. The rows of an ablation share the "
-        "factor that is best for its first one."
+        "factor that is best for its first one; the sick row, its cure and the cure's control have rates of their own."
         if o.sweep
         else "Rates are the recipes' own; no sweep was made."
     )
@@ -97,10 +102,19 @@ def heading(plan: Plan, lines: Mapping[str, Line], command: str) -> str:
         "(rows from a first frame: of `portraits_image`), counted from executed operations, the critic's head start "
         "included; the training of the image-conditioned teacher is not counted, as that of the other teacher is not. "
         "A row that starts from another one shares the budget with it. "
-        f"{sweep} Wall time is that of the rounds alone, peak memory that of the whole process.\n\n"
+        f"{sweep} Wall time is that of the rounds alone, of the run that a row starts from too; peak memory is the "
+        f"whole process's.{elsewhere(lines)}\n\n"
         "The Fréchet distances use this project's own networks: they compare with each other, and with no published "
         "number. The best of 9 Euler samplers is chosen on the test portraits themselves, in the teacher's favour."
     )
+
+
+def elsewhere(lines: Mapping[str, Line]) -> str:
+    """Which rows have times of another call, in words."""
+    names = [name for name, line in lines.items() if any(result.get("adopted") for result in line.results)]
+    if not names:
+        return ""
+    return f" Some trainings of {', '.join(f'`{name}`' for name in names)} were made before; their time is of then."
 
 
 def tables(lines: Mapping[str, Line]) -> list[str]:
@@ -150,7 +164,7 @@ def table_line(line: Line, metrics: Sequence[str], lines: Mapping[str, Line]) ->
             shown(line.about("train_seconds"), 60),
         ]
     held = [verdict(claim, lines) for claim in CLAIMS if row.name in (claim.better, claim.worse)]
-    known = [one for one in held if one != NOT_RUN]
+    known = [one for one in held if one not in (NOT_RUN, WAITS)]
     order = f"{sum(one == AGREES for one in known)} of {len(known)} hold" if known else ""
     name = f"{row.title} (`{row.name}`)"
     return "| " + " | ".join([name, *cells, row.paper, order]) + " |"
@@ -173,6 +187,7 @@ def with_spread(line: Line, metric: str) -> str:
 # ---- orders
 
 AGREES, DISAGREES, ALIKE = "agrees", "**disagrees**", "can't be told apart"
+WAITS = "not all seeds yet"
 
 
 def verdict(claim: Claim, lines: Mapping[str, Line]) -> str:
@@ -184,6 +199,8 @@ def verdict(claim: Claim, lines: Mapping[str, Line]) -> str:
     own, other = better.mean(claim.metric), worse.mean(claim.metric)
     if own is None or other is None:
         return NOT_RUN
+    if not (better.whole and worse.whole):
+        return WAITS
 
     def goodness(value: float) -> float:
         return -abs(value - aim) if aim is not None else value if claim.higher else -value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,10 @@ def write_pictures(folder: Path, lines: Lines, plan: Plan) -> list[tuple[Path, s
     drawn = {
         "alpha_weak": (alpha_curve, "Motion and distance over alpha_weak, with and without the ground-truth term"),
         "steps": (steps_curve, "Video Fréchet distance over the number of steps: the winner, and the teacher's Euler"),
-        "flops": (flops_curve, "Video Fréchet distance over training FLOPs: sweep, start and test cells of each row"),
+        "flops": (
+            flops_curve,
+            "Video Fréchet distance over training FLOPs: the test, and hollow the sweep's 128 validation portraits",
+        ),
         "grid": (grid_map, "alpha_weak against guidance: distance, and saturation over the foreseen combination"),
     }
     found = []
@@ -82,15 +86,15 @@ def steps_curve(lines: Lines, plan: Plan) -> Any:
 
 
 def flops_curve(lines: Lines, plan: Plan) -> Any:
-    """Quality against training FLOPs, from whatever budgets there are results of."""
+    """Quality against training FLOPs: what the sweep saw on validation (hollow), and the test at every budget."""
     figure, (axis, *_) = _figure(1, 7.6, 4.2)
     found = [line for line in lines.values() if line.row.kind == "student" and line.row.group == "Students"]
     found = [line for line in found if line.results]
     for index, line in enumerate(found):
-        budgets = at_other_budgets(line, plan)
-        xs = [flops / 1e12 for flops, _ in budgets]
-        colour, marker = COLOURS[index % len(COLOURS)], "os^Dv<>"[index // len(COLOURS) % 7]
-        axis.plot(xs, [value for _, value in budgets], color=colour, marker=marker, label=line.row.title)
+        tested, before = at_budgets(line, plan), on_validation(line, plan)
+        look = {"color": COLOURS[index % len(COLOURS)], "marker": "os^Dv<>"[index // len(COLOURS) % 7]}
+        axis.plot(*zip(*before, tested[0], strict=True), linestyle=":", mfc="none", **look)
+        axis.plot(*zip(*tested, strict=True), label=line.row.title, **look)
     if not found:
         return None
     axis.set(title=title("frechet_video"), xlabel="training FLOPs (TFLOP)")
@@ -98,20 +102,30 @@ def flops_curve(lines: Lines, plan: Plan) -> Any:
     return figure
 
 
-def at_other_budgets(line: Line, plan: Plan) -> list[tuple[float, float]]:
-    """(FLOPs, mean distance) of a row's test cells at every budget that this folder has results of.
+def on_validation(line: Line, plan: Plan) -> list[tuple[float, float]]:
+    """(TFLOP, distance) of a row's sweep at the rates that its test has; nothing for a row without one."""
+    if not plan.sweeps(line.row):
+        return []
+    swept = zip(plan.options.sweep, plan.sweep_cells(line.row), strict=True)
+    read = [cell.read(plan.out) for factor, cell in swept if factor == line.planned.factor]
+    return [(one["train_flops"] / 1e12, one["values"]["frechet_video"]) for one in read if one]
 
-    Cells of a row with the test's clips and seeds that were made by other calls with another `--budget` count too.
+
+def at_budgets(line: Line, plan: Plan) -> list[tuple[float, float]]:
+    """(TFLOP, mean distance) of a row's test at every budget that this folder has results of.
+
+    They come from other calls with another `--budget`: the same settings but for seed and number of updates.
     """
-    import json
 
-    own = line.results[0]
-    groups: dict[float, list[float]] = {}
+    def about(cell: Any) -> Any:
+        settings = {key: value for key, value in cell["recipe"].items() if key not in ("seed", "train.steps")}
+        return [settings, sorted(cell["needs"]), *(cell[key] for key in ("kind", "clips", "evaluate_seed", "assets"))]
+
+    own, groups = about(line.results[0]), dict[float, list[float]]()
     for path in sorted((plan.out / "cells").glob("*.json")):
         cell = json.loads(path.read_text(encoding="utf-8"))
-        alike = all(cell[key] == own[key] for key in ("row", "kind", "clips", "evaluate_seed", "assets"))
-        if alike:
-            groups.setdefault(cell["train_flops"], []).append(cell["values"]["frechet_video"])
+        if about(cell) == own:
+            groups.setdefault(cell["train_flops"] / 1e12, []).append(cell["values"]["frechet_video"])
     return [(flops, sum(values) / len(values)) for flops, values in sorted(groups.items())]
 
 

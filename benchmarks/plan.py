@@ -257,7 +257,7 @@ class Plan:
             start = self.rows[row.start]
             sigmas = {key: value for key, value in row.settings.items() if key == "student.sigmas"}
             start = replace(start, settings={**start.settings, **sigmas})
-            source, before = self.subject(start, seed, self.factor(self.rows[row.start]), 1 - row.share)
+            source, before = self.subject(start, seed, self.factor(start), share * (1 - row.share))
             needs["start"] = source
         cost = self.cost(recipe, row)
         try:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cells import Cell, Subject, arguments_of, is_trained, note_usage, thin, train_seconds, usage
+from cells import Cell, Subject, arguments_of, is_trained, note_usage, spent, thin
 
 from w2svd_core.config import recipe_to_yaml
 
@@ -103,8 +103,7 @@ class Workers:
             **cell.about(),
             "yaml": recipe_to_yaml(recipe.model_copy(update={"evaluate": own})),
             "run": str(cell.subject.place(self.out)),
-            "train_seconds": train_seconds(cell.subject, self.out) if trained else None,
-            "peak_memory": usage(cell.subject, self.out).get("peak_memory") if trained else None,
+            **(spent(cell.subject, self.out) if trained else {}),
         }
         command = [sys.executable, str(ROOT / "benchmarks" / "measure.py"), str(cell.place(self.out))]
         self.process(cell.key, command, json.dumps(job))

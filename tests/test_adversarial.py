@@ -47,8 +47,9 @@ def test_the_weight_waits_and_rises() -> None:
 
 def test_taps_lie_at_their_depths() -> None:
     blocks = [torch.nn.Identity() for _ in range(30)]
-    taps = tapped_blocks(blocks, (15 / 30, 22 / 30, 1.0))  # FastGen's of Wan 1.3B
-    assert [blocks.index(block) for block in taps] == [14, 21, 29]
+    taps = tapped_blocks(blocks, (16 / 30, 23 / 30, 1.0))  # FastGen's 15, 22 and 29 of Wan 1.3B, from 0
+    assert [blocks.index(block) for block in taps] == [15, 22, 29]
+    assert [tapped_blocks(blocks[:n], (0.5,)) for n in (5, 9)] == [blocks[2:3], blocks[4:5]]  # a UNet's middle block
     assert tapped_blocks(blocks[:2], (0.1, 0.4, 1.0)) == blocks[:2]
 
 

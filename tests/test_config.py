@@ -249,6 +249,26 @@ def test_a_file_that_is_no_recipe(tmp_path: Path) -> None:
             ("student.kind lora", "set student.kind to full"),
         ),
         ({"evaluate.seed": "511"}, ("evaluate.seed 511", "data.clips 512", "to at least 512")),
+        ({"method": "consistency", "adversarial.weight": "1"}, ("adversarial", "do nothing in consistency")),
+        ({"data_forcing.probability": "1", "matching.weight": "0"}, ("data_forcing", "matching.weight is 0")),
+        (
+            {
+                "data_forcing.probability": "1",
+                "data_forcing.alpha_weak": ".5",
+                "critic.kind": "full",
+                "matching.alpha_weak": "0",
+            },
+            ("critic.kind full", "data_forcing.alpha_weak 0.5"),
+        ),
+        (
+            {
+                "matching.ground_truth_weight": "1",
+                "rollout.source": "noised_data",
+                "matching.weight": "0",
+                "adversarial.weight": "1",
+            },
+            ("matching.weight 0", "ground-truth"),
+        ),
     ],
 )
 def test_parts_that_do_not_fit(overrides: dict[str, object], parts: tuple[str, ...]) -> None:

@@ -76,8 +76,8 @@ def test_no_gradient_in_the_mean_where_both_batches_come_from_one_distribution()
     sigma = 0.6
     gain = (1 - sigma) / ((1 - sigma) ** 2 + sigma**2)
     fake, real = (gain * ((1 - sigma) * t + sigma * eps) for t in (x, data))
-    for pull in (0.0, 1.0):  # score space adds the pull
-        found = fake - real + pull * (data - x)
+    for space in ("x0", "score"):
+        found = forced_gradient(x, fake, real, data, space)  # type: ignore[arg-type]
         assert abs(float(found.mean())) < 3 * float(found.std()) / 200
         assert float(found.std()) > 0.1
 

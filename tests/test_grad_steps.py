@@ -66,8 +66,31 @@ def test_all_steps_lie_on_one_path_and_each_goes_into_the_pool(new_program: Prog
     assert held == {"0", "1", "2", "3"}
 
 
+def test_the_critic_learns_the_last_step_alone_where_the_generator_does(
+    new_program: Programs, new_recipe: Recipes
+) -> None:
+    program = new_program(new_recipe({"rollout.grad_steps": "last"}), fresh=False)
+    program.round(2)
+    assert {name.split("/")[1] for name in program.pools.tensors() if name.endswith("x0")} == {"3"}
+
+
+@pytest.mark.parametrize("reuse", ["exit", "fresh"])
+def test_the_critic_sees_every_step_that_the_generator_is_scored_at(
+    new_program: Programs, new_recipe: Recipes, reuse: str
+) -> None:
+    recipe = new_recipe({"rollout.grad_steps": "all", "rollout.reuse": reuse})
+    program = new_program(recipe, fresh=False)
+    seen = []
+    for k in range(24):
+        rollouts = program._rollouts(1, 0 if reuse == "exit" else k + 1)
+        x0s = [program._student_x0(rollout) for rollout in rollouts]
+        found, _ = program._critic_samples(1, k, rollouts, x0s)
+        seen += [rollout.step for rollout, x0 in zip(rollouts, x0s, strict=True) if torch.equal(x0, found)]
+    assert len(seen) == 24 and set(seen) == {0, 1, 2, 3}
+
+
 def test_without_matching_there_must_be_another_loss(new_program: Programs, new_recipe: Recipes) -> None:
-    settings = {"matching.weight": 0.0, "rollout.source": "noised_data", "data_forcing.probability": 1.0}
+    settings = {"matching.weight": 0.0, "rollout.source": "noised_data"}
     with pytest.raises(UserError, match="nothing to learn from"):
         new_program(new_recipe(settings))
 

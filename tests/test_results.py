@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -200,6 +201,8 @@ def test_every_row_gets_the_same_flops(bench: Any, tmp_path: Path) -> None:
     assert [cells[name].subject.recipe.train.steps for name in rows] == [120, 120, 80, 240, 29]
     start = cells["dfd_w2s"].subject.needs["start"]
     assert start.recipe.train.steps == 81 and start.recipe.seed == 0  # 0.7 of 260, its head start included
+    part = plan.cell(rows["dfd_w2s"], 0, 1.0, 0.5, 128, 1_100_000)  # of the sweep
+    assert part.cost == pytest.approx(130, abs=2) and part.subject.needs["start"].recipe.train.steps == 36
     assert cells["dfd_w2s"].subject.whole(tmp_path).start == str((tmp_path / "runs" / start.key).resolve())
 
 
@@ -273,6 +276,8 @@ def test_what_has_not_run_says_so_and_what_has_prints_mean_spread_and_factor(
         for cell, value in zip(plan.of(plan.rows[name]).test, values, strict=True):
             finish(cell, plan.out, frechet_video=value, motion=0.2, frechet_frame=value)
     finish(plan.of(plan.rows["w2s_25_gt"]).test[0], plan.out, frechet_video=1.0, motion=0.5, frechet_frame=0.5)
+    for cell in plan.of(plan.rows["w2s_75"]).test:
+        finish(cell, plan.out, frechet_video=9.0, motion=0.9, frechet_frame=0.5)
     page = bench.page.write_page(plan, tmp_path / "docs", "a command").read_text(encoding="utf-8")
     line = {row.name: next(x for x in page.splitlines() if f"(`{row.name}`) |" in x) for row in plan.rows.values()
             if row.kind != "model"}  # fmt: skip
@@ -282,7 +287,9 @@ def test_what_has_not_run_says_so_and_what_has_prints_mean_spread_and_factor(
     assert "there is no recipe portraits_avdm2 yet" in page or "portraits_avdm2" in load_names()
     orders = [x for x in page.splitlines() if x.startswith("| W2S, alpha_weak .25, own path | DMD2, LoRA")]
     assert len(orders) == 1 and orders[0].endswith("| 3.00 ± 1.00 against 8.50 ± 0.500 | agrees |")
-    assert "**disagrees**" in page  # motion with the ground-truth term
+    assert page.count("**disagrees**") == 1  # motion of alpha_weak .75
+    lacking = [x for x in page.splitlines() if x.startswith("| W2S, alpha_weak 0.25 | W2S, alpha_weak 0.25, ground")]
+    assert len(lacking) == 1 and lacking[0].endswith("| not all seeds yet |")
     assert {path.name for path in (tmp_path / "docs" / "plots").iterdir()} == {"alpha_weak.png", "flops.png"}
 
 
@@ -294,9 +301,8 @@ def load_names() -> tuple[str, ...]:
 
 def test_orders_within_the_spread_are_not_told_apart_and_aims_are_distances(bench: Any) -> None:
     def line(name: str, *values: float) -> Any:
-        return bench.page.Line(
-            bench.rows.Row(name, name, ""), bench.plan.Planned(), [{"values": {"x": v}} for v in values]
-        )
+        planned = bench.plan.Planned(test=list(values))
+        return bench.page.Line(bench.rows.Row(name, name, ""), planned, [{"values": {"x": v}} for v in values])
 
     lines = {"a": line("a", 1.0, 3.0), "b": line("b", 2.5), "far": line("far", 9.0), "aim": line("aim", 8.0)}
     claim = bench.rows.Claim
@@ -307,7 +313,36 @@ def test_orders_within_the_spread_are_not_told_apart_and_aims_are_distances(benc
     assert say("a", "b") == "can't be told apart"
     assert say("a", "far") == "agrees" and say("a", "far", higher=True) == "**disagrees**"
     assert say("far", "a", target="aim") == "agrees"
+    lines["part"] = bench.page.Line(lines["b"].row, bench.plan.Planned(test=[1, 2]), lines["b"].results)
+    assert say("part", "far") == say("far", "part") == "not all seeds yet"
     assert say("a", "none") == "not run" and say("a", "b", target="none") == "not run"
+
+
+def test_a_row_took_what_it_started_from_too(bench: Any, tmp_path: Path) -> None:
+    first, then = cell_of(bench).subject, cell_of(bench, {"student.lr": "1e-5"}).subject
+    whole = replace(then, needs={"start": first, "model.path": cell_of(bench, {"seed": "7"}).subject})
+    for subject, seconds, peak, adopted in ((first, 8.0, 9, True), (whole, 3.0, 5, False)):
+        subject.place(tmp_path).mkdir(parents=True)
+        rows = [{"step": step, "seconds": seconds} for step in (1, 2)]
+        (subject.place(tmp_path) / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        bench.cells.note_usage(subject, tmp_path, peak, True, adopted)
+    assert [one.key for one in bench.cells.course(whole)] == [first.key, whole.key]
+    every = first.recipe.train.log_every
+    assert bench.cells.spent(whole, tmp_path) == {"train_seconds": 22.0 * every, "peak_memory": 9, "adopted": True}
+
+
+def test_the_sweep_stands_beside_the_test_in_the_plot_of_flops(bench: Any, tmp_path: Path, costs: Any) -> None:
+    plan = plan_of(bench, tmp_path, costs, seeds=(0, 1))
+    row = plan.rows["w2s"]
+    for cell, distance in zip(plan.of(row).cells, (3.0, 1.0, 2.0), strict=True):
+        finish(cell, tmp_path, frechet_video=distance)
+    for cell, distance in zip(plan.of(row).test, (4.0, 6.0), strict=True):
+        finish(cell, tmp_path, frechet_video=distance)
+    other = plan_of(bench, tmp_path, costs, seeds=(0,), budget=2.0, sweep=())
+    finish(other.of(row).test[0], tmp_path, frechet_video=2.5)
+    line = bench.page.lines_of(plan)["w2s"]
+    assert bench.pictures.on_validation(line, plan) == [(pytest.approx(130e-12), 1.0)]
+    assert bench.pictures.at_budgets(line, plan) == [(pytest.approx(260e-12), 5.0), (pytest.approx(520e-12), 2.5)]
 
 
 # ---- the command

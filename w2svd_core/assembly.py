@@ -39,11 +39,7 @@ from .trainer import Program
 
 ASSETS = Path(__file__).parent / "assets"
 BUNDLED_TEACHER = ASSETS / "portrait_teacher.safetensors"
-BUNDLED = {  # a teacher of each family that has one
-    "wan": BUNDLED_TEACHER,
-    "image_unet": ASSETS / "portrait_image.safetensors",
-    "animatediff": ASSETS / "portrait_motion.safetensors",
-}
+BUNDLED = {"wan": BUNDLED_TEACHER}  # a teacher of each family that has one
 BUNDLED_CODEC = ASSETS / "portrait_codec.safetensors"
 
 

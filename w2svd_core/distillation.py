@@ -89,14 +89,14 @@ class Distillation:
             x0s, logs = self._update_student(rollouts, index)
         else:
             x0s, logs = [self._student_x0(rollout) for rollout in rollouts], {}
-        rollout, x0 = rollouts[-1], x0s[-1]
         if self.critic is not None:
             left_out = sum(self._remember(*found) for found in zip(rollouts, x0s, strict=True))
             logs["rollout/nonfinite"] = float(left_out)
             for k in range(self.recipe.critic.updates):
-                logs |= self._update_critic(self.critic, *self._critic_samples(index, k, rollout, x0), index, k)
+                logs |= self._update_critic(self.critic, *self._critic_samples(index, k, rollouts, x0s), index, k)
+        one = self._one_of(rollouts, index, "terms")
         for term in self.terms.values():
-            logs |= term.learn(index, x0, rollout)
+            logs |= term.learn(index, x0s[one], rollouts[one])
         return logs
 
     def _rng(self, index: int, *purpose: int | str) -> torch.Generator:
@@ -219,21 +219,34 @@ class Distillation:
         )  # fmt: skip
 
     def _remember(self, rollout: Rollout, x0: Tensor) -> int:
-        """Put what the rollout visited into the pool; returns how many samples were not finite and stayed out."""
+        """Put what the rollout visited into the pool; returns how many samples were not finite and stayed out.
+
+        Steps that the generator is never scored at stay out of it, as the critic would learn them for nothing.
+        """
         if self.recipe.rollout.reuse != "visited":
             return 0
-        visits = enumerate((*rollout.visited, x0), start=rollout.step - len(rollout.visited))
+        before = () if self.recipe.rollout.grad_steps == "last" else rollout.visited
+        visits = enumerate((*before, x0), start=rollout.step - len(before))
         return sum(self.pools.of(x0).add(step, visited, rollout.condition) for step, visited in visits)
 
-    def _critic_samples(self, index: int, k: int, rollout: Rollout, x0: Tensor) -> tuple[Tensor, Condition]:
+    def _critic_samples(
+        self, index: int, k: int, rollouts: Sequence[Rollout], x0s: Sequence[Tensor]
+    ) -> tuple[Tensor, Condition]:
+        """Student samples, as often of each step as the generator is scored at it."""
         match self.recipe.rollout.reuse:
             case "visited":
-                return self.pools.of(x0).draw(self.recipe.train.batch, self._rng(index, k, "pool"))
+                return self.pools.of(x0s[-1]).draw(self.recipe.train.batch, self._rng(index, k, "pool"))
             case "exit":
-                return x0, rollout.condition
+                one = self._one_of(rollouts, index, k)
+                return x0s[one], rollouts[one].condition
             case _:
-                fresh = self._rollouts(index, k + 1)[-1]
+                found = self._rollouts(index, k + 1)
+                fresh = found[self._one_of(found, index, k)]
                 return self._student_x0(fresh), fresh.condition
+
+    def _one_of(self, rollouts: Sequence[Rollout], index: int, *purpose: int | str) -> int:
+        """The place of one of a round's rollouts, all alike likely."""
+        return draw_exit(len(rollouts), self._shared_rng(index, *purpose, "one of"))
 
     def _update_critic(self, critic: Learner, x0: Tensor, condition: Condition, index: int, k: int) -> dict[str, float]:
         sigma = self._score_sigma(len(x0), index, "critic", k)

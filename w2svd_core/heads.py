@@ -15,7 +15,7 @@ Features = list[Tensor]  # `b n d` of each tap: tokens or places, channels last
 
 def tapped_blocks(blocks: Sequence[nn.Module], depths: Sequence[float]) -> list[nn.Module]:
     """The blocks at these depths of a model, 1 being the last; each once."""
-    numbers = dict.fromkeys(min(len(blocks), max(1, round(depth * len(blocks)))) - 1 for depth in depths)
+    numbers = dict.fromkeys(max(1, int(depth * len(blocks) + 0.5)) - 1 for depth in depths)
     return [blocks[number] for number in numbers]
 
 

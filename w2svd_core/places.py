@@ -20,7 +20,7 @@ PLACES = {
 WORDS = {  # values that name no place
     "model.path": ("bundled",),
     "data.folder": ("portraits",),
-    "frame_matching.model": ("teacher", "bundled"),
+    "frame_matching.model": ("teacher",),
 }
 
 

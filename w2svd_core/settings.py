@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, Self
 from pydantic import create_model, field_validator, model_validator
 
 from .guard_settings import Guard
-from .objectives import sections
+from .objectives import check_terms, sections
 from .sections import MAX_COUNT, MAX_SEED, Optimizer, Section, setting
 from .sigmas import check_sigmas
 
@@ -125,7 +125,7 @@ class Matching(Section):
     normaliser_floor: float = setting(0.05, "floor under the normaliser of each sample's gradient", ge=1e-8, le=10)
     weight: float = setting(1.0, "weight of the matching gradient (0 = none, and no critic)", ge=0, le=100)
     batched_scores: bool = setting(True, "make the scores of a step in one batch; false takes less memory")
-    ground_truth_weight: float = setting(0.0, "weight of the ground-truth term (0 = off)", ge=0, le=100)
+    ground_truth_weight: float = setting(0.0, "weight of the ground-truth term beside it (0 = off)", ge=0, le=100)
 
     @model_validator(mode="after")
     def _range_of_levels(self) -> Self:
@@ -305,6 +305,7 @@ class _Recipe(Section):
                 f"on; set evaluate.seed to at least {self.data.clips}"
             )
         self.guard.check(self)
+        check_terms(self)
         if self.data.prompts:
             self._check_prompts()
         new = self.model.init
@@ -357,6 +358,10 @@ class _Recipe(Section):
             raise ValueError(
                 "matching.ground_truth_weight needs the clip that a sample was noised from, which "
                 "rollout.source backward_simulation has not; set rollout.source to noised_data, or the weight to 0"
+            )
+        if self.matching.ground_truth_weight and not self.matching.weight:
+            raise ValueError(
+                "matching.weight 0 is that of the ground-truth term, too; set it to 1, or that term's to 0"
             )
         self._check_teacher()
         lora = self.student.kind == self.critic.kind == "lora"

@@ -108,6 +108,11 @@ class Term(ABC):
     def is_on(cls, settings: Any) -> bool:
         """Whether these settings ask for it."""
 
+    @classmethod
+    def misfit(cls, settings: Any, recipe: Recipe) -> str:
+        """Why it can't act in a recipe that asks for it; "" = it can."""
+        return ""
+
     def question(self, step: StudentStep) -> Question | None:
         """What the real score is asked instead of the student's noised sample; None leaves it."""
         return None

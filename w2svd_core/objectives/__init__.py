@@ -31,3 +31,22 @@ def sections() -> dict[str, type[Section]]:
 def terms() -> dict[str, Any]:
     """What each paper adds to a generator update: a `terms.Term`."""
     return _members("Added")
+
+
+def check_terms(recipe: Any) -> None:
+    """Whether the terms that a recipe asks for can act.
+
+    Raises:
+        ValueError: one can't.
+    """
+    for name, kind in terms().items():
+        settings = getattr(recipe, name)
+        if not kind.is_on(settings):
+            continue
+        if recipe.method != "distribution_matching":
+            raise ValueError(
+                f"{name} belongs to method distribution_matching and would do nothing in {recipe.method}; switch it "
+                "off, or change method"
+            )
+        if misfit := kind.misfit(settings, recipe):
+            raise ValueError(misfit)

@@ -21,6 +21,7 @@ from .distribution_matching import matching_gradient, per_sample_mean
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..settings import Recipe
     from ..terms import StudentStep
 
 BINS = (0.25, 0.5, 0.75, 1.0)  # upper ends of the noise levels that pair distances are logged by
@@ -98,6 +99,20 @@ class Added(Term):
     @classmethod
     def is_on(cls, settings: Settings) -> bool:
         return settings.probability > 0
+
+    @classmethod
+    def misfit(cls, settings: Settings, recipe: Recipe) -> str:
+        if recipe.matching.weight == 0:
+            return (
+                "data_forcing moves the query of the matching loss, and matching.weight is 0; set data_forcing."
+                "probability to 0, or matching.weight to 1"
+            )
+        if recipe.critic.kind == "full" and settings.alpha_weak:
+            return (
+                f"critic.kind full has no adapter for data_forcing.alpha_weak {settings.alpha_weak:g}; set it to 0, or "
+                "critic.kind to lora"
+            )
+        return ""
 
     def question(self, step: StudentStep) -> Question | None:
         data = self._forced(step)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from ..terms import Stage, StudentStep
 
 ADAPTER = "frames"  # the critic's name in a base that holds others
-TEACHER, BUNDLED = "teacher", "bundled"  # what `model` may say besides a place
+TEACHER = "teacher"  # what `model` may say besides a place
 
 
 class Settings(Optimizer):
@@ -42,8 +42,8 @@ class Settings(Optimizer):
     weight: float = setting(0.0, "weight of the gradient of single frames (0 = off)", ge=0, le=100)
     model: str = setting(
         TEACHER,
-        "the image model: teacher = the video teacher on clips of one latent frame; bundled = the portraits' image "
-        "model; else a model folder or file, or hub:owner/name to download",
+        "the image model: teacher = the video teacher on clips of one latent frame; else a model folder or file, or "
+        "hub:owner/name to download",
     )
     family: str = setting("image_unet", "family of the image model, by its name in the backbones registry")
     way: Literal["latent", "decoded"] = setting(
@@ -263,7 +263,7 @@ def codecs_of(settings: Settings, stage: Stage) -> tuple[Codec, Codec]:
     from ..backbones import backbone
 
     video = _there(stage.source.load_codec(), stage.model.device)
-    if settings.model in (TEACHER, BUNDLED) or stage.recipe.model.encoders == "bundled":
+    if settings.model == TEACHER or stage.recipe.model.encoders == "bundled":
         return video, video
     section = own_section(settings, stage)
     own = backbone(settings.family).encoder_source(section, stage.model.device).load_codec()
