@@ -84,9 +84,10 @@ def heading(plan: Plan, lines: Mapping[str, Line], command: str) -> str:
     """What was done, in words."""
     o = plan.options
     machines = sorted({result["machine"] for line in lines.values() for result in line.results})
+    part = "all" if o.sweep_budget == 1 else f"{o.sweep_budget:g}"
     sweep = (
-        f"Before that, trained rows had their rates multiplied by {', '.join(f'{f:g}' for f in o.sweep)} (one seed, "
-        f"{o.sweep_budget:g} of the budget, {o.sweep_clips} validation portraits from seed {VALIDATION} on); the "
+        f"Before that, trained rows had their rates multiplied by {', '.join(f'{f:g}' for f in o.sweep)} (the first "
+        f"seed, {part} of the budget, {o.sweep_clips} validation portraits from seed {VALIDATION} on); the "
         "factor with the least video Fréchet distance there was taken for all seeds. The rows of an ablation share the "
         "factor that is best for its first one; the sick row, its cure and the cure's control have rates of their own."
         if o.sweep

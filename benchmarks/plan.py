@@ -37,7 +37,8 @@ class Options:
         clips: of a test cell.
         budget: FLOPs of each training, in units of the row's `unit`.
         sweep: factors on the rates; empty = 1 for all.
-        sweep_clips, sweep_budget: of a sweep cell; the latter a share of the budget.
+        sweep_clips, sweep_budget: of a sweep cell; the latter a share of the budget. A whole one by default: half of it
+            likes rates that are too high for the whole, and with it the first seed of the best is trained already.
         winner: the row that is taken as the winner; "" = the best on validation.
         settings: that go over every row's.
     """
@@ -47,7 +48,7 @@ class Options:
     budget: float = 1.0
     sweep: tuple[float, ...] = (0.5, 1.0, 2.0)
     sweep_clips: int = 128
-    sweep_budget: float = 0.5
+    sweep_budget: float = 1.0
     winner: str = ""
     settings: Mapping[str, str] = field(default_factory=dict)
 
@@ -161,7 +162,7 @@ class Plan:
     # ---- rates
 
     def sweep_cells(self, row: Row) -> list[Cell]:
-        """One for each factor: the first seed, a part of the budget, validation portraits."""
+        """One for each factor: the first seed, validation portraits."""
         o = self.options
         if not o.sweep:
             return []

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from cells import Cell, adopt
 from page import write_page
-from plan import TEST, Costs, Options, Plan, adoptable, started_from, trainings
+from plan import Costs, Options, Plan, adoptable, started_from, trainings
 from rows import ROWS, Row, grid
 from work import INTERRUPTED, ROOT, Workers
 
@@ -43,7 +43,7 @@ def parser() -> Parser:
     door.add_argument("--budget", type=float, default=own.budget, help="FLOPs of a training; 1 = portraits_long's own")
     door.add_argument("--sweep", type=float, nargs="*", default=list(own.sweep), help="factors on the rates; none = 1")
     door.add_argument("--sweep-clips", type=int, default=own.sweep_clips, help="clips of a sweep cell; default 128")
-    door.add_argument("--sweep-budget", type=float, default=own.sweep_budget, help="share of the budget; default 0.5")
+    door.add_argument("--sweep-budget", type=float, default=own.sweep_budget, help="share of the budget; default 1")
     door.add_argument("--winner", default="", metavar="NAME", help="row to take as the winner; default: by validation")
     door.add_argument("--grid", action="store_true", help="also alpha_weak against guidance, one seed")
     door.add_argument("--adopt", type=Path, nargs="+", default=[], metavar="FOLDER", help="take equal runs from here")
@@ -103,13 +103,9 @@ def chosen(rows: Iterable[Row], names: Sequence[str] | None) -> list[Row]:
 
 
 def planned(plan: Plan, rows: Iterable[Row]) -> list[Cell]:
-    """The cells of some rows, each once: what is not trained, then the sweeps, then seed by seed."""
+    """The cells of some rows, each once: what is not trained, then row by row as they were named."""
     cells = {cell.key: cell for row in rows for cell in plan.of(row).cells}
-
-    def order(cell: Cell) -> tuple[int, int]:
-        return (0 if cell.kind != "student" else 1 if cell.seed != TEST else 2), cell.subject.recipe.seed
-
-    return sorted(cells.values(), key=order)
+    return sorted(cells.values(), key=lambda cell: cell.kind == "student")
 
 
 @contextmanager

@@ -212,7 +212,7 @@ def test_every_row_gets_the_same_flops(bench: Any, tmp_path: Path) -> None:
 def test_the_sweep_is_on_validation_portraits_and_its_best_goes_to_the_test(
     bench: Any, tmp_path: Path, costs: Any
 ) -> None:
-    plan = plan_of(bench, tmp_path, costs, seeds=(0, 4))
+    plan = plan_of(bench, tmp_path, costs, seeds=(0, 4), sweep_budget=0.5)
     row = plan.rows["w2s"]
     before = plan.of(row)
     assert before.test == [] and "sweep" in before.why
@@ -228,6 +228,18 @@ def test_the_sweep_is_on_validation_portraits_and_its_best_goes_to_the_test(
         (1_000_000, 0, 3e-4),
         (1_000_000, 4, 3e-4),
     ]
+
+
+def test_the_first_seed_of_the_best_rates_is_the_sweeps_own_training(bench: Any, tmp_path: Path, costs: Any) -> None:
+    plan = plan_of(bench, tmp_path, costs, seeds=(0, 4))
+    row = plan.rows["w2s"]
+    for cell, distance in zip(plan.of(row).cells, (3.0, 1.0, 2.0), strict=True):
+        finish(cell, tmp_path, frechet_video=distance)
+    *_, best, _, first, _ = (cell.subject.key for cell in plan.of(row).cells)
+    assert first == best
+    named = ("lcm", "dmd2", "w2s")
+    order = [cell.row for cell in bench.results.planned(plan, [plan.rows[name] for name in named])]
+    assert order == ["lcm"] * 3 + ["dmd2"] * 3 + ["w2s"] * 5  # row by row, in the order of the call
 
 
 def test_rows_of_an_ablation_share_the_rates_of_the_first(bench: Any, tmp_path: Path, costs: Any) -> None:
@@ -332,7 +344,7 @@ def test_a_row_took_what_it_started_from_too(bench: Any, tmp_path: Path) -> None
 
 
 def test_the_sweep_stands_beside_the_test_in_the_plot_of_flops(bench: Any, tmp_path: Path, costs: Any) -> None:
-    plan = plan_of(bench, tmp_path, costs, seeds=(0, 1))
+    plan = plan_of(bench, tmp_path, costs, seeds=(0, 1), sweep_budget=0.5)
     row = plan.rows["w2s"]
     for cell, distance in zip(plan.of(row).cells, (3.0, 1.0, 2.0), strict=True):
         finish(cell, tmp_path, frechet_video=distance)
