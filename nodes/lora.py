@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 GROUP = f"{CATEGORY}/lora"
 FORMATS = ["native", "diffusers"]
-KEYS = "native = ComfyUI's and Wan's own keys; diffusers = keys for its pipelines, which core's loaders do not know."
+KEYS = "native = ComfyUI's own keys; diffusers = keys for its pipelines, which core's loaders do not know."
 
 
 def _lora_choice(tooltip: str, **keywords: Any) -> Any:
@@ -293,13 +293,13 @@ class ConvertLora(io.ComfyNode):
             node_id="W2SVD_ConvertLoRA",
             display_name="Convert LoRA",
             category=GROUP,
-            description="Writes a Wan LoRA with other keys (native, diffusers) or of another rank into models/loras, "
+            description="Writes a LoRA with other keys (native, diffusers) or of another rank into models/loras, "
             "and says how far the result is from the original.",
             search_aliases=["lora keys", "resize lora"],
             is_output_node=True,
             hidden=[io.Hidden.unique_id],
             inputs=[
-                _lora_choice("LoRA file of a Wan model: native, diffusers', PEFT's or kohya's keys."),
+                _lora_choice("LoRA file of a video model: native, diffusers', PEFT's or kohya's keys."),
                 _format(),
                 field(
                     io.Int,

@@ -75,16 +75,9 @@ class Fit:
 
 def family_keys(model: Any) -> KeyMap | None:
     """The names of a native MODEL's family; None for a family that this project does not know."""
-    from comfy import model_base
+    from ..w2svd_core.backbones.comfy_model import family_of_model
 
-    from ..w2svd_core.backbones import backbone
-    from ..w2svd_core.backbones.comfy_model import linear_layers
-    from ..w2svd_core.backbones.comfy_names import family_of
-
-    if isinstance(model.model, model_base.WAN21):  # those with layers of their own, too
-        return backbone("wan").keys
-    network = model.model.diffusion_model
-    return family_of(network, linear_layers(network))
+    return family_of_model(model.model)
 
 
 def read_native(path: Path, keys: KeyMap | None, source: str) -> NativeLora:

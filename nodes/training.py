@@ -168,9 +168,8 @@ def recipe_of(work: Work, folder: Path, shift: Shift | None, settings: Values | 
     """
     from ..w2svd_core.config import load_recipe
 
-    values = dict(work.settings)
-    for part in (settings, shift):
-        values |= part.settings if part else {}
+    given = {**(settings.settings if settings else {}), **(shift.settings if shift else {})}
+    values = {**work.settings(given), **given}
     if work.prompts:
         values["data.prompts"] = str(folder / PROMPTS)
     fixed = {"name": "graph", "evaluate.clips": 0, "train.tracker": "none"}

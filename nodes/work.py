@@ -27,15 +27,19 @@ class Work(Protocol):
 
     Attributes:
         base: the recipe whose settings it has where nothing else says.
-        settings: those that model and data decide, by key.
         prompts: to be written beside the recipe.
     """
 
     base: str
     prompts: tuple[str, ...]
 
-    @property
-    def settings(self) -> Mapping[str, object]: ...
+    def settings(self, given: Mapping[str, object]) -> Mapping[str, object]:
+        """Those that model and data decide, by key, unless other inputs say otherwise.
+
+        Args:
+            given: what those say.
+        """
+        ...
 
     def ready(self, recipe: Recipe, watch: Watch) -> Any:
         """A context in which the run can be made; it gives the `Maker`.
@@ -102,8 +106,7 @@ class NamedWork:
     def prompts(self) -> tuple[str, ...]:
         return self.dataset.prompts
 
-    @property
-    def settings(self) -> Mapping[str, object]:
+    def settings(self, given: Mapping[str, object]) -> Mapping[str, object]:
         return {"model.path": self.model.path, **self.model.settings, **self.dataset.settings}
 
     @contextmanager
@@ -166,18 +169,19 @@ class NativeWork:
         c, f, h, w = samples.shape[1:]
         return c, f, h, w
 
-    @property
-    def told(self) -> Mapping[str, object]:
-        """The guidance that the prompts tell a model, as every role's own; nothing for a model that takes none."""
+    def told(self, given: Mapping[str, object]) -> Mapping[str, object]:
+        """The guidance that the prompts tell a model, as that of every role; nothing where roles have their own."""
         import torch
 
         from ..w2svd_core.backbones.comfy import embedded_guidance
 
+        keys = [f"embedded.{role}" for role in TOLD_ROLES]
+        if all(key in given for key in keys):
+            return {}
         value = embedded_guidance(self.model, self.dataset.conditioning, torch.zeros(1, *self.shape))
-        return {} if value is None else {f"embedded.{role}": value for role in TOLD_ROLES}
+        return {} if value is None else dict.fromkeys(keys, value)
 
-    @property
-    def settings(self) -> Mapping[str, object]:
+    def settings(self, given: Mapping[str, object]) -> Mapping[str, object]:
         from ..w2svd_core.backbones.comfy import settings_of
 
         _, frames, height, width = self.shape
@@ -185,7 +189,8 @@ class NativeWork:
         size = {"frames": (frames - 1) * time + 1, "height": height * space, "width": width * space}
         return {
             "model.path": SOCKETS, "data.folder": SOCKETS, "data.fps": self.dataset.fps,
-            **{f"data.{name}": value for name, value in size.items()}, **settings_of(self.model), **self.told,
+            **{f"data.{name}": value for name, value in size.items()}, **settings_of(self.model),
+            **self.told(given),
         }  # fmt: skip
 
     @contextmanager

@@ -113,7 +113,7 @@ def test_a_full_rank_is_the_full_copy(kind: Kind, format: str, tmp_path: Path, d
         student.get_parameter(WIDENED).data = base.get_parameter(WIDENED).data
     kind.backbone.save_folder(student, tmp_path / "student", torch.float32)
     out = tmp_path / "out.safetensors"
-    given = ["--model", file_of(kind), "--family", kind.family, "--rank", 2048, "--to", format, "--out", out]
+    given = ["--model", file_of(kind), "--rank", 2048, "--to", format, "--out", out]  # its family is the folder's
     shown = done(door(export.main, "extract", tmp_path / "student", *given), noted=True)
     assert measured(shown)[0] < 1e-4 and " and 0 % of the whole change" in shown
     pairs, metadata = read_lora(out, kind.backbone.keys)

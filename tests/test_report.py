@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from door_parts import panels_drawn
 from PIL import Image
 
@@ -16,12 +17,15 @@ from w2svd_core.config import check_recipe
 from w2svd_core.data.portraits import portrait_from_seed, render
 from w2svd_core.data.video import read_video
 from w2svd_core.evaluation import Row
+from w2svd_core.files import write_safetensors
+from w2svd_core.lora_metadata import LoraMetadata
 from w2svd_core.metrics.measure import UNITS
 from w2svd_core.pictures import contact_sheet, enlarge, grid, side_by_side, spread
 from w2svd_core.plots import smooth, write_plots
 from w2svd_core.report import compared, slug, write_report
 from w2svd_core.run import RunFolder
 from w2svd_core.settings import Recipe
+from w2svd_core.students import schedule_of
 from w2svd_core.tables import best_rows, findings, markdown_table, number, plain
 
 FIRST = 1_000_000
@@ -158,10 +162,10 @@ def test_plots_of_whatever_there_is(tmp_path: Path) -> None:
 def test_a_report_leads_to_everything(run: RunFolder, recipe: Recipe, rows: list[Row]) -> None:
     files = [run.path / "student/student_comfyui.safetensors", run.path / "student/student_diffusers.safetensors"]
     for file in files:
-        file.parent.mkdir(exist_ok=True)
-        file.touch()
+        write_safetensors(file, {"t": torch.zeros(1)})
     report = write_report(run, recipe, rows, files)
     text = report.read_text(encoding="utf-8")
+    assert "FluxGuidance" not in text
     links = re.findall(r"\]\(([^)]+)\)", text)
     assert report == run.path / "report.md" and len(links) >= 10
     assert [link for link in links if not (run.path / link).exists()] == []
@@ -177,6 +181,15 @@ def test_a_report_leads_to_everything(run: RunFolder, recipe: Recipe, rows: list
     columns = compared(rows)
     sheet = contact_sheet([one.shown for one in columns], [one.name for one in columns], CAPTIONS)
     assert np.array_equal(np.asarray(Image.open(run.path / "samples/contact_sheet.png")), sheet)
+
+
+def test_a_report_says_which_guidance_the_student_is_told(run: RunFolder, recipe: Recipe) -> None:
+    file = run.path / "student/student_comfyui.safetensors"
+    schedule = replace(schedule_of(recipe), embedded_guidance=3.5)
+    about = LoraMetadata("w2s", (schedule,), "x", "y")
+    write_safetensors(file, {"t": torch.zeros(1)}, about.to_strings())
+    text = write_report(run, recipe, [], [file]).read_text(encoding="utf-8")
+    assert "- `FluxGuidance` on the prompt: 3.5, which the student was told in its training;" in text
 
 
 def test_a_report_on_own_clips_says_so(run: RunFolder, recipe: Recipe, rows: list[Row]) -> None:

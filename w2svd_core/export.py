@@ -128,12 +128,14 @@ def carry_out(args: argparse.Namespace) -> list[str]:
 
 def _family(args: argparse.Namespace) -> Backbone:
     """The family that is named, or whose LoRA the first file is."""
-    from .backbones import backbone, family_of_lora
+    from .backbones import backbone, family_of_lora, family_of_model
     from .files import opened_safetensors
     from .places import parse_lora
 
-    if args.family or args.command == "extract":
-        return backbone(args.family or "wan")
+    if args.family:
+        return backbone(args.family)
+    if args.command == "extract":
+        return family_of_model(str(args.source))
     path = args.lora if args.command == "convert" else parse_lora(args.loras[0])[0]
     with opened_safetensors(path) as file:
         return family_of_lora(list(file.keys()), args.model)

@@ -25,7 +25,8 @@ def features_of(blocks: Sequence[nn.Module], call: Callable[[], Any]) -> Feature
 
     def keep(place: int) -> Callable[..., None]:
         def hook(_block: nn.Module, _inputs: Any, output: Any) -> None:
-            found.setdefault(place, output[0] if isinstance(output, tuple) else output)
+            own = output[0] if isinstance(output, tuple) else output
+            found.setdefault(place, own.clone())  # ComfyUI's blocks add to it in place
 
         return hook
 

@@ -155,20 +155,20 @@ def other_models(job: Job) -> dict[str, str]:
 
 def unusual(recipe: Recipe, facts: Facts) -> list[str]:
     """Where a recipe asks a published model for what it is not made for."""
-    if not facts.repository:  # of another size: nothing is known
-        return []
     found = []
+    if facts.guidance_scale == 1 < recipe.matching.guidance_scale:
+        found.append(
+            f"matching.guidance_scale is {recipe.matching.guidance_scale:g}, and {facts.name} is guided as it is; 1 "
+            "takes half as long"
+        )
+    if not facts.repository:  # of another size: nothing more is known
+        return found
     if recipe.data.fps != facts.fps:
         found.append(f"data.fps is {recipe.data.fps:g}, and {facts.name} makes clips of {facts.fps:g} frames a second")
     if recipe.data.frames > facts.frames:
         found.append(f"data.frames is {recipe.data.frames}, and {facts.name} makes clips of up to {facts.frames}")
     if recipe.teacher.guidance_scale == 1 != facts.guidance_scale:
         found.append(f"teacher.guidance_scale is 1, and {facts.name} is sampled with {facts.guidance_scale:g}")
-    if facts.guidance_scale == 1 < recipe.matching.guidance_scale:
-        found.append(
-            f"matching.guidance_scale is {recipe.matching.guidance_scale:g}, and {facts.name} is guided as it is; 1 "
-            "takes half as long"
-        )
     return found
 
 

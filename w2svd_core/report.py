@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from .evaluation import Row
-from .files import write_text
+from .files import opened_safetensors, write_text
 from .guard import kept_looks, kept_teacher
 from .guard_settings import on_portraits
 from .looks import Look, band, looks_in, out_in_a_row, score
+from .lora_metadata import LoraMetadata
 from .options import all_settings, show, value_of
 from .pictures import contact_sheet, side_by_side
 from .plots import write_plots
@@ -185,10 +186,20 @@ def _use(run: RunFolder, recipe: Recipe, files: Sequence[Path]) -> list[str]:
     found = ["## The student", listed, "To sample it:", f"```sh\n{command}\n```"]
     if recipe.student.kind == "lora" and (note := teacher_note(recipe, run.path)):
         found.insert(2, f"Outside this program, mind: {note}.")
-    return found + (_comfyui(recipe) if recipe.distils else [])
+    return found + (_comfyui(recipe, _told(files)) if recipe.distils else [])
 
 
-def _comfyui(recipe: Recipe) -> list[str]:
+def _told(files: Sequence[Path]) -> float | None:
+    """The embedded guidance in the header of the student's file; None for a model that takes none."""
+    for file in files:
+        if file.is_file():
+            with opened_safetensors(file) as opened:
+                about = LoraMetadata.from_strings(opened.metadata() or {}, file)
+            return about.default.embedded_guidance if about else None
+    return None
+
+
+def _comfyui(recipe: Recipe, told: float | None) -> list[str]:
     s = recipe.student
     load = (
         "`LoraLoaderModelOnly` at strength 1.0 on the model that it was trained on"
@@ -201,6 +212,8 @@ def _comfyui(recipe: Recipe) -> list[str]:
         f"- `KSamplerSelect`: `{SAMPLER_IN_COMFYUI[s.sampler]}`;",
         "- `SamplerCustom`: cfg 1.0, because the student needs no guidance.",
     ]
+    if told is not None:
+        lines.insert(1, f"- `FluxGuidance` on the prompt: {told:g}, which the student was told in its training;")
     return ["In ComfyUI:", "\n".join(lines)]
 
 

@@ -94,8 +94,8 @@ def student_metadata(recipe: Recipe, model: SharedModel, note: str = "") -> Lora
 def save_student(recipe: Recipe, job: Job, folder: Path) -> list[Path]:
     """Write the learned student (its average where there is one) and return the files.
 
-    An adapter becomes two LoRA files, in ComfyUI's native keys and in diffusers'. A full copy becomes a diffusers
-    folder, with its metadata in `w2svd.json`, and one native file.
+    An adapter becomes two LoRA files, in ComfyUI's native keys and in those of diffusers, where that has the model. A
+    full copy becomes a diffusers folder, with its metadata in `w2svd.json`, and one native file.
 
     Raises:
         UserError: the disk is full; what was there before is still there.
@@ -105,8 +105,11 @@ def save_student(recipe: Recipe, job: Job, folder: Path) -> list[Path]:
         metadata = student_metadata(recipe, model, teacher_note(recipe, folder) if model.copy is None else "")
         if model.copy is None:
             pairs = pairs_from_peft(model.base, GENERATOR)
-            write_lora(out / NATIVE, pairs, metadata, format="native", key_map=model.backbone.keys)
-            write_lora(out / DIFFUSERS, pairs, metadata, format="diffusers", key_map=model.backbone.keys)
+            keys, theirs = model.backbone.keys, model.backbone.in_diffusers(pairs)
+            write_lora(out / NATIVE, pairs, metadata, format="native", key_map=keys)
+            if not theirs:
+                return [out / NATIVE]
+            write_lora(out / DIFFUSERS, theirs, metadata, format="diffusers", key_map=keys)
             return [out / NATIVE, out / DIFFUSERS]
         write_native(out / FULL_NATIVE, model, recipe, metadata)
         write_folder(out / FULL_FOLDER, model, recipe, metadata)

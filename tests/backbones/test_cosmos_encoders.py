@@ -206,6 +206,8 @@ def test_a_lora_of_the_projection_is_refused(tmp_path: Path) -> None:
               tmp_path / "odd.safetensors")  # fmt: skip
     with pytest.raises(UserError, match=r"odd\.safetensors changes crossattn_proj.*leaves it alone"):
         source_of(loras=(f"{tmp_path}/odd.safetensors@0.5",)).load_prompts()
+    with pytest.raises(UserError, match="changes crossattn_proj"):  # clips that were prepared without it don't hide it
+        source_of(loras=(f"{tmp_path}/odd.safetensors@0.5",)).fingerprints()
 
 
 def test_a_model_without_its_projection_is_one_sentence(copied: Path) -> None:

@@ -84,7 +84,15 @@ def conditioning(fields: dict[str, Tensor]) -> list[Any]:
         return [[[fields[f"text{row}"][None].clone(), {"pooled_output": pooled[None].clone()}]] for row, pooled in rows]
 
 
-@pytest.mark.parametrize("changes", [{}, {"method": "flow_matching"}, {"matching.batched_scores": False}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"method": "flow_matching"},
+        {"matching.batched_scores": False},
+        {"embedded.real": 3.0, "embedded.fake": 2.0, "embedded.student": 4.0},
+    ],
+)
 def test_rounds_of_training_have_the_losses_of_headless(tmp_path: Path, changes: dict[str, Any]) -> None:
     """A native layer has one adapter where diffusers' q, k and v have three, so that gradients are others."""
     from w2svd_core.backbones.comfy import NativeSource, native_data, native_job
@@ -183,6 +191,11 @@ def test_it_distils_in_the_graph_and_core_loads_the_lora_whole(server: Server) -
     assert steps(run) == [1, 2, 3] and SIZE["data_frames"] == 17
     assert all(t.abs().max() > 0 for name, t in tensors.items() if name.endswith("lora_up.weight"))
     assert any("double_blocks.0.img_attn" in name for name in tensors)
+    theirs = read_safetensors(run / "student" / "student_diffusers.safetensors")[0]
+    layers = {name.removeprefix("transformer.").rpartition(".lora_")[0] for name in theirs}
+    assert layers <= {name for name, _ in new_model().named_modules()} and "transformer_blocks.0.attn.to_q" in layers
+    report = (run / "report.md").read_text(encoding="utf-8")
+    assert "`FluxGuidance` on the prompt: 6," in report
     write_safetensors(server.home / "models" / "loras" / "hunyuan.safetensors", tensors)
     told = len(server.logged())
     asked = common() | {

@@ -81,6 +81,21 @@ def test_prompts_of_several_lengths_are_asked_each_at_its_own(patcher: Any) -> N
     torch.testing.assert_close(both, torch.cat(expected), atol=1e-5, rtol=1e-5)
 
 
+def test_what_a_clip_shows_stays_where_guidance_leaves_the_prompt_out() -> None:
+    from w2svd_core.backbones.comfy import native_data
+
+    hunyuan, text, x = new_hunyuan(), torch.ones(1, 5, 24), points_of("t2v")
+    about: dict[str, Any] = {"pooled_output": torch.zeros(1, 12)}
+    rows = [[[text, about | {"ref_latent": x[row : row + 1]}]] for row in range(2)]
+    for empty in (about, about | {"ref_latent": 9 * x[:1]}):
+        data = native_data(hunyuan, [latent(hunyuan, x)], rows, [[0 * text, empty]])
+        _, condition = data.batch([0, 1], torch.device("cpu"))
+        without = condition.instead(data.null)
+        assert torch.equal(without.fields["ref_latent"], condition.fields["ref_latent"])
+        assert not torch.equal(without.fields["ref_latent"][0], without.fields["ref_latent"][1])
+        assert not without.fields["c_crossattn"].any() and "guidance" not in without.fields
+
+
 def test_a_model_is_told_the_guidance_of_its_conditioning(patcher: Any) -> None:
     from w2svd_core.backbones.comfy import embedded_guidance
 
@@ -106,9 +121,20 @@ def test_what_does_not_fit_is_said_in_one_sentence(patcher: Any) -> None:
         native_data(patcher, [{"samples": torch.zeros(1, 16, 4, 4)}], all_of[:1], negative)
     pooled: dict[str, Any] = {"pooled_output": torch.zeros(1, 12)}
     hunyuan, text = new_hunyuan(), torch.zeros(1, 5, 24)
-    referred = [[text, pooled | {"ref_latent": data.latents[:1]}]]
     with pytest.raises(UserError, match="make all by the same nodes"):
-        native_data(hunyuan, [latent(hunyuan, data.latents[:1])], [[[text, pooled]]], referred)
+        native_data(hunyuan, [latent(hunyuan, data.latents[:1])], [[[text, pooled]]], [[text, {"pooled_output": None}]])
+    with pytest.raises(UserError, match="guidance disabled"):
+        embedded_guidance(hunyuan, [[[text, pooled | {"guidance": None}]]], data.latents[:1])
+    alone = native_data(patcher, [], all_of, negative, shape=(16, 3, 4, 4))
+    noised = small_recipe(**{"rollout.source": "noised_data"})
+    with (
+        pytest.raises(UserError, match="noised_data needs clips"),
+        native_job(patcher, noised, alone, NativeSource(patcher, Vae())),
+    ):
+        pass
+    hunyuan.model.diffusion_model.time_r_in = nn.Linear(2, 2)
+    with pytest.raises(UserError, match="step-distilled already"), native_roles(hunyuan):
+        pass
     with pytest.raises(UserError, match="by token replacement"):
         native_data(hunyuan, [latent(hunyuan, data.latents[:1])], [[[text, pooled | {"guiding_frame_index": 0}]]], [])
     louder = [[[text, pooled | {"guidance": scale}]] for scale in (3.5, 6.0)]
@@ -232,7 +258,8 @@ def test_a_model_with_names_of_its_own_trains_exactly_and_its_lora_loads() -> No
     ]
     data = native_data(patcher, [latent(patcher, x)], entries[:2], entries[2])
     _, condition = data.batch([0, 1], torch.device("cpu"))
-    assert condition.fields.keys() == {"c_crossattn", "y", "guidance"}
+    assert condition.fields.keys() == {"c_crossattn", "y"}  # roles tell the guidance
+    condition = condition.guided(4.0)
     before = asked(patcher, x, SIGMA, condition)
     plain: dict[str, Tensor] = {}
     for checkpointing in (False, True):

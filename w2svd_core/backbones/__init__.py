@@ -95,6 +95,12 @@ def family_of_lora(keys: Collection[str], model: str = "") -> Backbone:
     return next(iter(fitting), families[0])
 
 
+def family_of_model(model: str) -> Backbone:
+    """The family that reads a model on disk; the first one where none does, to refuse it."""
+    families = [backbone(name) for name in FAMILIES]
+    return next((family for family in families if _reads(family, model)), families[0])
+
+
 def _reads(family: Backbone, model: str) -> bool:
     """Whether a model on disk is of a family, before anything large is loaded."""
     import torch

@@ -19,6 +19,7 @@ from .key_parts import Parts
 if TYPE_CHECKING:
     from ..data.codec import Codec
     from ..data.encoder_source import EncoderSource, StartEncoder
+    from ..lora_pairs import LoraPair
 
 
 @dataclass(frozen=True)
@@ -197,6 +198,10 @@ class Backbone(Protocol):
 
     def native_state(self, model: nn.Module) -> Mapping[str, Tensor]:
         """The model's weights under native names."""
+        ...
+
+    def in_diffusers(self, pairs: Mapping[str, LoraPair]) -> Mapping[str, LoraPair]:
+        """An adapter by the layers of diffusers' model of the family; {} where diffusers has none."""
         ...
 
     def native_metadata(self, model: nn.Module) -> Mapping[str, str]:

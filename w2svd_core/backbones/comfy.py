@@ -97,6 +97,8 @@ def native_job(patcher: Any, recipe: Recipe, data: TrainingSet, source: EncoderS
         raise UserError("a native MODEL trains a LoRA, not a full copy; set student.kind lora")
     if recipe.first:
         raise UserError("a native MODEL is not fine-tuned before it is distilled; leave first empty")
+    if recipe.rollout.source == "noised_data" and data.batch([0], torch.device("cpu"))[0] is None:
+        raise UserError("rollout.source noised_data needs clips, and there are prompts alone; use backward_simulation")
     with mounted(patcher) as base:
         model = roles_of(recipe, NativeBackbone(base), base)
         yield job_of(recipe, model, source, data)

@@ -16,10 +16,12 @@ from ..geometry import LatentGeometry
 from ..settings import Model
 from .base import Architecture, Facts, KeyMap
 from .comfy_model import NativeModel, repeated_blocks
+from .comfy_names import in_diffusers
 
 if TYPE_CHECKING:
     from ..data.codec import Codec
     from ..data.encoder_source import EncoderSource, StartEncoder
+    from ..lora_pairs import LoraPair
 
 TEXT = "c_crossattn"  # ComfyUI's name of what the prompt becomes
 
@@ -48,10 +50,11 @@ class NativeBackbone:
     def facts(self, model: nn.Module) -> Facts:
         base = _native(model)
         count = sum(p.numel() for p in base.native.parameters())
+        told = takes_guidance(base.patcher)
         return Facts(
             name=f"ComfyUI's {type(base.model).__name__} ({count / 1e9:.1f} billion parameters)",
-            fps=16, frames=81, negative_prompt="", guidance_scale=5.0, shift=5.0, needs=(TEXT,),
-            takes=(GUIDANCE,) if takes_guidance(base.patcher) else (), repository="", gigabytes=2e-9 * count,
+            fps=16, frames=81, negative_prompt="", guidance_scale=1.0 if told else 5.0, shift=5.0, needs=(TEXT,),
+            takes=(GUIDANCE,) if told else (), repository="", gigabytes=2e-9 * count,
         )  # fmt: skip
 
     def check_fit(self, model: nn.Module, latents: LatentGeometry, width: int) -> None:
@@ -104,6 +107,9 @@ class NativeBackbone:
     def native_state(self, model: nn.Module) -> Mapping[str, Tensor]:
         return dict(_native(model).native.state_dict())
 
+    def in_diffusers(self, pairs: Mapping[str, LoraPair]) -> Mapping[str, LoraPair]:
+        return in_diffusers(self.keys, pairs)
+
     def native_metadata(self, model: nn.Module) -> Mapping[str, str]:
         return {}
 
@@ -122,11 +128,15 @@ def refuse_other_processes(patcher: Any) -> None:
             f"the MODEL is a {type(patcher.model).__name__}, which is no flow-matching model; load one (Wan, "
             "HunyuanVideo, LTX-Video) to distil it"
         )
+    if _has(patcher, "time_r_in."):
+        raise UserError(
+            "the MODEL is step-distilled already (MeanFlow) and is no teacher; load the one that it was distilled from"
+        )
 
 
 def takes_guidance(patcher: Any) -> bool:
     """Whether a model is told its guidance as an input: it has layers that read one."""
-    return any(name.startswith("guidance_in.") for name, _ in patcher.model.diffusion_model.named_parameters())
+    return _has(patcher, "guidance_in.")
 
 
 def geometry_of(patcher: Any) -> LatentGeometry:
@@ -136,6 +146,10 @@ def geometry_of(patcher: Any) -> LatentGeometry:
     space = getattr(latent, "spacial_downscale_ratio", 8)
     time = getattr(latent, "temporal_downscale_ratio", 4 if video else 1)
     return LatentGeometry(int(latent.latent_channels), int(space), int(time), patch=2)
+
+
+def _has(patcher: Any, prefix: str) -> bool:
+    return any(name.startswith(prefix) for name, _ in patcher.model.diffusion_model.named_parameters())
 
 
 def _native(model: nn.Module) -> NativeModel:

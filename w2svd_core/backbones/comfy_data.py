@@ -21,7 +21,9 @@ Conditioning = Sequence[Sequence[Any]]  # ComfyUI's CONDITIONING: [[tensor, {...
 Latent = Mapping[str, Any]  # ComfyUI's LATENT
 Size = tuple[int, int, int, int]
 REPLACED = "guiding_frame_index"  # HunyuanVideo's sign that the clip's first latent frame is given in x itself
-OF_THE_CLIP = ("c_concat", "clip_fea", "reference_latent", "time_dim_concat")  # what guidance leaves as it is
+OF_THE_CLIP = (  # what guidance leaves as it is
+    "c_concat", "clip_fea", "reference_latent", "time_dim_concat", "ref_latent", "camera_conditions", "pose_latents",
+)  # fmt: skip
 OF_LENGTH = (TEXT, "attention_mask", "txt_byt5")  # as many tokens as a prompt has; ComfyUI pads none
 
 
@@ -129,14 +131,18 @@ def native_data(
         )
     entries = [conditioning[row if len(conditioning) > 1 else 0] for row in range(count)]
     named = tuple(captions) if len(captions) == count else tuple(f"clip {row + 1}" for row in range(count))
+
+    def row(entry: Conditioning, like: Tensor) -> Condition:
+        return _untold(patcher, encoded(model, entry, like))
+
     if not clips:
         if shape is None:
             raise UserError("prompts alone do not say how large the clips are to be; give frames, height and width")
         like = torch.zeros(1, *shape)
-        rows, empty = _alike([encoded(model, entry, like) for entry in entries], encoded(model, negative, like))
+        rows, empty = _alike([row(entry, like) for entry in entries], row(negative, like))
         return Prompts(Condition.cat(rows), empty, named, shape)
-    fields = [encoded(model, entry, clip) for entry, clip in zip(entries, clips, strict=True)]
-    rows, empty = _alike(fields, encoded(model, negative, clips[0]))
+    fields = [row(entry, clip) for entry, clip in zip(entries, clips, strict=True)]
+    rows, empty = _alike(fields, row(negative, clips[0]))
     sets = []
     for size in dict.fromkeys(clip.shape for clip in clips):
         own = [row for row, clip in enumerate(clips) if clip.shape == size]
@@ -162,7 +168,10 @@ def embedded_guidance(patcher: Any, conditioning: Sequence[Conditioning], like: 
     """
     if not takes_guidance(patcher):
         return None
-    found = {float(encoded(patcher.model, entry, like).fields[GUIDANCE]) for entry in conditioning}
+    fields = [encoded(patcher.model, entry, like).fields for entry in conditioning]
+    if any(GUIDANCE not in own for own in fields):
+        raise UserError("a CONDITIONING has its guidance disabled, and the MODEL is told one in every role; enable it")
+    found = {float(own[GUIDANCE]) for own in fields}
     if len(found) > 1:
         raise UserError(
             f"the conditions tell guidances from {min(found):g} to {max(found):g}, and a student learns one; give them "
@@ -239,3 +248,9 @@ def _alike(rows: Sequence[Condition], null: Condition) -> tuple[list[Condition],
             )
     *found, filled = Condition.filled([*rows, empty], OF_LENGTH)
     return found, filled
+
+
+def _untold(patcher: Any, condition: Condition) -> Condition:
+    """A condition without the guidance that roles tell the model."""
+    own = {name: value for name, value in condition.fields.items() if name != GUIDANCE or not takes_guidance(patcher)}
+    return Condition(own)

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from . import wan_keys
-from .comfy_names import headless_state, names_of
+from .base import KeyMap
+from .comfy_names import family_of, headless_state, names_of
 
 MODULATION = ("mod", "modulation", "adaln")  # parts of names of layers that scale and shift; they take no branch
 
@@ -269,6 +270,15 @@ def linear_layers(native: nn.Module) -> dict[str, nn.Module]:
         for name, module in native.named_modules()
         if id(module) in inside and _is_linear(module) and not _modulates(name)
     }
+
+
+def family_of_model(model: Any) -> KeyMap | None:
+    """The key map of a `BaseModel`'s family; None for one that this project does not know."""
+    from comfy import model_base
+
+    if isinstance(model, model_base.WAN21):  # those with layers of their own, too
+        return wan_keys
+    return family_of(model.diffusion_model, linear_layers(model.diffusion_model))
 
 
 def _sizes(module: nn.Module) -> tuple[Any, Any]:

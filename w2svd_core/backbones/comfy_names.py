@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..lora_pairs import LoraPair, parted
 from . import hunyuan15_keys, hunyuan15_loading, hunyuan_keys, hunyuan_loading, wan_keys, wan_loading
 from .base import KeyMap
 from .key_parts import Part, Parts, is_whole
@@ -68,6 +69,15 @@ class NativeNames:
 
     def native_alpha(self, name: str, /) -> bool:
         return self.keys.native_alpha(self.keys.parts(name)[0].module)
+
+
+def in_diffusers(keys: KeyMap, pairs: Mapping[str, LoraPair]) -> dict[str, LoraPair]:
+    """An adapter of a native model by diffusers' layers; {} where diffusers has no such model."""
+    if isinstance(keys, OwnNames):
+        return {}
+    if not isinstance(keys, NativeNames):
+        return dict(pairs)
+    return {own: part for name, pair in pairs.items() for own, part in parted(keys.keys.parts(name), pair).items()}
 
 
 def names_of(network: nn.Module, layers: Mapping[str, nn.Module]) -> tuple[KeyMap, dict[str, nn.Module]]:

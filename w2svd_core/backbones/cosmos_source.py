@@ -74,8 +74,9 @@ class CosmosSource:
         """Of the encoders' files, and of how they are used.
 
         Raises:
-            UserError: one of them is not there.
+            UserError: one of them is not there, or a LoRA would change the projection.
         """
+        self._refuse_projecting_loras()
         codec = value_hash(["wan vae", print_of_files(self._place(VAE)), TILE_ABOVE])
         words = print_of_files(folder_of(self._place(TOKENIZER)))
         encoder = print_of_files(self._place(TEXT_ENCODER))
@@ -91,8 +92,7 @@ class CosmosSource:
         Raises:
             UserError: one of them is not there, broken, or another; or a LoRA would change the projection.
         """
-        for lora in self.settings.loras:
-            _refuse_projecting(parse_lora(lora)[0])
+        self._refuse_projecting_loras()
         tokenizer = load_tokenizer(self._place(TOKENIZER))
         projection = load_projection(Path(self.settings.path), self.text_dtype)
         encoder = load_text_encoder(self._place(TEXT_ENCODER), self.text_dtype)
@@ -105,6 +105,10 @@ class CosmosSource:
     def load_start(self, codec: Codec) -> FirstFrame | None:
         """What makes the latents of a first frame; None where clips start from text alone."""
         return FirstFrame(codec, "first") if self.starts else None
+
+    def _refuse_projecting_loras(self) -> None:
+        for lora in self.settings.loras:
+            _refuse_projecting(parse_lora(lora)[0])
 
     def _place(self, part: Part) -> Path:
         return place_of(part, self.settings, self._repository)

@@ -24,6 +24,7 @@ from .weights import save_folder
 
 if TYPE_CHECKING:
     from ..data.encoder_source import EncoderSource
+    from ..lora_pairs import LoraPair
 
 Config = Mapping[str, Any]
 
@@ -111,6 +112,9 @@ class Transformer(ABC):
 
     def native_state(self, model: nn.Module) -> Mapping[str, Tensor]:
         return self.words.to_native(model.state_dict())
+
+    def in_diffusers(self, pairs: Mapping[str, LoraPair]) -> Mapping[str, LoraPair]:
+        return pairs
 
     def native_metadata(self, model: nn.Module) -> Mapping[str, str]:
         """What a native file's header must say so that `load` can read it back."""

@@ -31,6 +31,7 @@ from .weights import Header, Shapes, class_in, from_file, from_folder, hollow, r
 if TYPE_CHECKING:
     from ..data.codec import Codec
     from ..data.encoder_source import EncoderSource, StartEncoder
+    from ..lora_pairs import LoraPair
 
 SPACE = 8  # pixels to a cell of Stable Diffusion's VAE
 CHANNELS = 16  # of a model that is trained from scratch: the portraits'
@@ -99,11 +100,11 @@ class UNetBackbone(ABC):
         """The config of a model on disk, without its weights.
 
         Raises:
-            UserError: it is not there, or not JSON.
+            UserError: it is not there, not JSON, or of another model.
         """
         if path.is_file():
             with opened_safetensors(path) as file:
-                return read_json(dict(file.metadata() or {}).get("config", "{}"), f"the config in the header of {path}")
+                return self._config_in(file.metadata() or {}, path)
         place = (path / "unet" if (path / "unet").is_dir() else path) / "config.json"
         if not place.is_file():
             raise UserError(f"{place} is not there; model.path takes a diffusers folder of a {self.class_name}")
@@ -123,17 +124,22 @@ class UNetBackbone(ABC):
 
     def _load_file(self, path: Path, dtype: torch.dtype) -> nn.Module:
         def plan(shapes: Shapes, header: Header) -> tuple[nn.Module, Mapping[str, str]]:
-            config = read_json(header.get("config", "{}"), f"the config in the header of {path}")
-            if config.pop("_class_name", "") != self.class_name:
-                raise UserError(
-                    f"{path} does not say that it holds a {self.class_name}; name its diffusers folder, or a file that "
-                    "this project wrote"
-                )
+            config = self._config_in(header, path)
             model = hollow(lambda: self.new(config))
             return model, {name: name for name in model.state_dict()}
 
         model: nn.Module = from_file(path, self.class_name, plan, lambda name: dtype)
         return model
+
+    def _config_in(self, header: Header, path: Path) -> dict[str, Any]:
+        """The config in a file's header; a UserError where it is of another model, or there is none."""
+        config = read_json(header.get("config", "{}"), f"the config in the header of {path}")
+        if config.pop("_class_name", "") != self.class_name:
+            raise UserError(
+                f"{path} does not say that it holds a {self.class_name}; name its diffusers folder, or a file that "
+                "this project wrote"
+            )
+        return config
 
     def _check_schedule(self, place: Path) -> None:
         """That a pipeline's scheduler has the noise levels and the prediction of the family, if there is one."""
@@ -229,6 +235,9 @@ class UNetBackbone(ABC):
 
     def native_state(self, model: nn.Module) -> Mapping[str, Tensor]:
         return model.state_dict()
+
+    def in_diffusers(self, pairs: Mapping[str, LoraPair]) -> Mapping[str, LoraPair]:
+        return pairs
 
     def native_metadata(self, model: nn.Module) -> dict[str, str]:
         """What a native file's header must say so that `load` can read it back."""
