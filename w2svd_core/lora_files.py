@@ -31,7 +31,9 @@ from .lora_peft import pairs_from_peft as pairs_from_peft
 
 Format = Literal["native", "diffusers"]
 _DIFFUSERS_METADATA = "lora_adapter_metadata"  # the name that diffusers gave to its JSON of rank and alpha
-_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "transformer.")
+_COMPONENTS = ("transformer.", "unet.")  # of diffusers' pipelines
+_PREFIXES = ("model.diffusion_model.", "diffusion_model.", *_COMPONENTS)
+_COMPONENT = re.compile("^(" + "|".join(map(re.escape, _COMPONENTS)) + ")")
 _KEY = re.compile(r"(?P<module>.+)\.(?:(?P<side>lora_down|lora_up|lora_A|lora_B)(?:\.[^.]+)?\.weight|(?P<alpha>alpha))")
 _LORA_PARTS = {"lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector"}
 
@@ -51,7 +53,8 @@ def write_lora(
 
     "native" gives `diffusion_model.<native module>.lora_down.weight`, `.lora_up.weight` and `.alpha`, which
     ComfyUI loads as it is; where readers do not honour `.alpha` the scale goes into `up`. "diffusers" gives
-    `transformer.<module>.lora_A.weight`, `.lora_B.weight`, with rank and alpha in diffusers' own metadata.
+    `transformer.<module>.lora_A.weight` (a UNet's begin with `unet.`), `.lora_B.weight`, with rank and alpha in
+    diffusers' own metadata.
 
     Raises:
         UserError: nothing to write, an unknown format or module, or the file can't be written.
@@ -67,9 +70,9 @@ def write_lora(
     elif format == "diffusers":
         tensors = {}
         for name, pair in pairs.items():
-            stem = f"transformer.{name}"
+            stem = f"{key_map.component}.{name}"
             tensors |= {f"{stem}.lora_A.weight": pair.down, f"{stem}.lora_B.weight": pair.up}
-        settings = {f"transformer.{key}": value for key, value in peft_settings(pairs).items()}
+        settings = {f"{key_map.component}.{key}": value for key, value in peft_settings(pairs).items()}
         strings[_DIFFUSERS_METADATA] = json.dumps(settings, indent=2, sort_keys=True)
     else:
         raise UserError(f"LoRA format {format!r} is unknown; use native or diffusers")
@@ -243,7 +246,7 @@ def _settings(path: Path, strings: Mapping[str, str], peft: bool) -> dict[str, A
     try:
         if _DIFFUSERS_METADATA in strings:
             found = json.loads(strings[_DIFFUSERS_METADATA])
-            settings = {key.removeprefix("transformer."): value for key, value in found.items()}
+            settings = {_COMPONENT.sub("", key): value for key, value in found.items()}
         else:
             settings = dict(json.loads(beside.read_text(encoding="utf-8"))) if peft and beside.is_file() else {}
         if settings:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,10 @@ import pytest
 import torch
 
 from w2svd_core.backbones import backbone
+from w2svd_core.condition import Condition
 from w2svd_core.errors import UserError
 from w2svd_core.generation import Way, generate
+from w2svd_core.lora_files import pairs_from_peft, write_lora
 from w2svd_core.randomness import noise_of_seeds
 from w2svd_core.roles import SharedModel
 from w2svd_core.settings import Model
@@ -118,3 +121,27 @@ def test_a_clip_is_the_one_that_diffusers_pipeline_makes(pipeline: tuple[Path, A
         latents = noise_of_seeds(shape, [7], 0)
         expected = theirs(PROMPTS[0], latents=latents, output_type="latent", **given).frames
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
+
+
+def test_diffusers_pipeline_loads_a_students_file(pipeline: tuple[Path, Any], tmp_path: Path) -> None:
+    """The same numbers as peft's own, from the file that a run leaves for diffusers."""
+    family = backbone("animatediff")
+    model = SharedModel(family, family.load(pipeline[0], torch.float32), critic_rank=0, student_rank=3)
+    for name, parameter in model.base.named_parameters():
+        if ".lora_" in name:
+            parameter.data = 0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name)))
+    pairs = pairs_from_peft(model.base, "generator")
+    write_lora(tmp_path / "lora.safetensors", pairs, None, format="diffusers", key_map=family.keys)
+    theirs = copy.copy(pipeline[1])
+    theirs.unet = copy.deepcopy(pipeline[1].unet)
+    theirs.load_lora_weights(tmp_path, weight_name="lora.safetensors")
+    rng = torch.Generator().manual_seed(2)
+    x_t, text = torch.randn(1, 4, 3, 4, 4, generator=rng), torch.randn(1, 5, 32, generator=rng)
+    with torch.no_grad():
+        expected, plain = (
+            one.unet(x_t, 500, encoder_hidden_states=text.repeat_interleave(3, 0)).sample
+            for one in (theirs, pipeline[1])
+        )
+        found = model.predict("generator", x_t, family.timesteps.levels[500], Condition({"text": text}))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(expected, plain, atol=1e-3)

@@ -19,7 +19,7 @@ from w2svd_core.config import check_recipe
 from w2svd_core.data.codec import FrameByFrame, load_portrait_codec
 from w2svd_core.data.latents import LatentSet
 from w2svd_core.errors import UserError
-from w2svd_core.files import write_safetensors
+from w2svd_core.files import read_safetensors, write_safetensors
 from w2svd_core.generation import Way, generate
 from w2svd_core.lora_files import base_hash, pairs_from_peft, read_lora, write_lora
 from w2svd_core.roles import Query, SharedModel
@@ -127,8 +127,30 @@ def test_an_adapter_goes_through_a_file(family: str, format: Any, tmp_path: Path
     again, _ = read_lora(tmp_path / "lora.safetensors", model.backbone.keys)
     assert again.keys() == pairs.keys()
     assert all(torch.equal(again[name].delta(), pair.delta()) for name, pair in pairs.items())
-    with pytest.raises(UserError, match="no module of a UNet"):
-        model.backbone.keys.native_module("blocks.0.attn1.to_q")
+    written = read_safetensors(tmp_path / "lora.safetensors")[0]
+    prefix = "unet.down_blocks.0.attentions.0." if format == "diffusers" else "diffusion_model.input_blocks.1.1."
+    assert any(key.startswith(f"{prefix}transformer_blocks.0.attn1.to_q.") for key in written)
+    for name in ("blocks.0.attn1.to_q", "input_blocks.3.1.proj_in"):  # the third of a level is the downsampler
+        with pytest.raises(UserError, match="no module of a UNet"):
+            model.backbone.keys.parts(name)
+
+
+def test_names_of_stable_diffusion_are_cores() -> None:
+    """Counted through, with two layers to a level down and three up; every layer has one name and comes back."""
+    keys, seen = backbone("image_unet").keys, set()
+    layers = [("down", i, j) for i in range(3) for j in range(2)] + [
+        ("up", i, j) for i in range(1, 4) for j in range(3)
+    ]
+    for side, level, layer in layers:
+        ours = f"{side}_blocks.{level}.attentions.{layer}.transformer_blocks.0.attn2.to_out.0"
+        native = keys.native_module(ours)
+        seen.add(native.split(".transformer")[0])
+        assert [part.module for part in keys.parts(native)] == [ours]
+    ins, outs = (1, 2, 4, 5, 7, 8), range(3, 12)
+    assert seen == {f"input_blocks.{n}.1" for n in ins} | {f"output_blocks.{n}.1" for n in outs}
+    assert keys.native_module("mid_block.attentions.0.proj_in") == "middle_block.1.proj_in"
+    motion = "down_blocks.0.motion_modules.0.transformer_blocks.0.attn1.to_q"
+    assert keys.native_module(motion) == motion
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -66,7 +66,14 @@ class Facts:
 
 
 class KeyMap(Protocol):
-    """Names of one model family's modules; an unknown name raises `UserError`."""
+    """Names of one model family's modules; an unknown name raises `UserError`.
+
+    Attributes:
+        component: the part of diffusers' pipelines that the model is, which begins its keys in their LoRA files.
+    """
+
+    @property
+    def component(self) -> str: ...
 
     def native_module(self, name: str, /) -> str:
         """The layer of native files that a diffusers module is, or is a part of."""

@@ -40,6 +40,8 @@ class BlockKeys:
         own: diffusers' modules begin so, and native ones do not.
     """
 
+    component = "transformer"
+
     def __init__(self, family: str, places: Sequence[Place], own: str = "context_embedder.") -> None:
         self.family, self._places, self._own = family, tuple(places), own
         self._back = {native: _parts_of(table, top=not native) for _, native, table in places}

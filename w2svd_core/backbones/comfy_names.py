@@ -26,6 +26,8 @@ KNOWN: tuple[tuple[ModuleType, ModuleType], ...] = (
 class OwnNames:
     """The names of a model that only ComfyUI has: they stay as they are."""
 
+    component = "transformer"
+
     def __init__(self, names: frozenset[str]) -> None:
         self._names = names
 
@@ -47,6 +49,8 @@ class NativeNames:
     Args:
         keys: the family's.
     """
+
+    component = "transformer"
 
     def __init__(self, keys: KeyMap) -> None:
         self.keys = keys

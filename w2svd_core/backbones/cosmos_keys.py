@@ -2,7 +2,7 @@
 
 The mapping is structural: a name is a top-level module, or `transformer_blocks.<n>.` (theirs: `blocks.<n>.`) and a
 module of a block. Nothing is replaced inside a string, so a name is either translated whole or refused.
-The module itself is a `KeyMap` for `lora_files`: `native_module`, `parts` and `native_alpha`.
+The module itself is a `KeyMap` for `lora_files`: `component`, `native_module`, `parts` and `native_alpha`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from .key_parts import Part, Parts
 from .weights import refuse_scaled
 
 Value = TypeVar("Value")
+component = "transformer"
 
 # diffusers name -> NVIDIA's (the names in the released checkpoints), of everything outside the blocks
 _TOP = {

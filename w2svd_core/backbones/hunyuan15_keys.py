@@ -24,5 +24,5 @@ _TOP: dict[str, Names] = {
 }
 
 KEYS = BlockKeys("HunyuanVideo 1.5", (("", "", _TOP), *BLOCKS))
-native_module, parts, native_alpha = KEYS.native_module, KEYS.parts, KEYS.native_alpha
+component, native_module, parts, native_alpha = KEYS.component, KEYS.native_module, KEYS.parts, KEYS.native_alpha
 to_native, diffusers_names, fitted, as_headless = KEYS.to_native, KEYS.diffusers_names, KEYS.fitted, KEYS.as_headless

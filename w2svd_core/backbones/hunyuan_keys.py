@@ -81,5 +81,5 @@ _SINGLE: dict[str, Names] = {
 }
 
 KEYS = BlockKeys("HunyuanVideo", (("", "", _TOP), *BLOCKS, ("single_transformer_blocks.", "single_blocks.", _SINGLE)))
-native_module, parts, native_alpha = KEYS.native_module, KEYS.parts, KEYS.native_alpha
+component, native_module, parts, native_alpha = KEYS.component, KEYS.native_module, KEYS.parts, KEYS.native_alpha
 to_native, diffusers_names, fitted, as_headless = KEYS.to_native, KEYS.diffusers_names, KEYS.fitted, KEYS.as_headless

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -25,7 +24,7 @@ from ..geometry import LatentGeometry
 from ..settings import Model
 from .base import Architecture, Facts, KeyMap
 from .class_config import config_of
-from .key_parts import Part, Parts
+from .unet_keys import UNetKeys
 from .weights import Header, Shapes, class_in, from_file, from_folder, hollow, read_json
 
 if TYPE_CHECKING:
@@ -36,22 +35,6 @@ if TYPE_CHECKING:
 SPACE = 8  # pixels to a cell of Stable Diffusion's VAE
 CHANNELS = 16  # of a model that is trained from scratch: the portraits'
 TEXT_TOKENS, SIGMAS = 5, (0.9, 0.35)  # of a probe
-_TOP = re.compile(r"(down_blocks|up_blocks)\.\d+\.|(mid_block|conv_in|conv_out|conv_norm_out|time_embedding)(\.|$)")
-
-
-class UNetKeys:
-    """Modules under diffusers' own names, in native files too."""
-
-    def native_module(self, name: str, /) -> str:
-        if not _TOP.match(name):
-            raise UserError(f"{name} is no module of a UNet; take a file that was made for one")
-        return name
-
-    def parts(self, name: str, /) -> Parts:
-        return (Part(self.native_module(name)),)
-
-    def native_alpha(self, name: str, /) -> bool:
-        return True
 
 
 class UNetBackbone(ABC):

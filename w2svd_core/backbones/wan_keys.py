@@ -3,7 +3,7 @@
 The mapping is structural: a name is a top-level module, or `blocks.<n>.` / `vace_blocks.<n>.` and a module
 of a block. Nothing is replaced inside a string, so a name is either translated whole or refused. Covers
 text-to-video, image-to-video (image embedder, added projections, first-last-frame position) and VACE.
-The module itself is a `KeyMap` for `lora_files`: `native_module`, `parts` and `native_alpha`.
+The module itself is a `KeyMap` for `lora_files`: `component`, `native_module`, `parts` and `native_alpha`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from .key_parts import Part, Parts
 from .weights import refuse_scaled
 
 Value = TypeVar("Value")
+component = "transformer"
 
 # diffusers name -> native name, of everything outside the blocks
 _TOP = {
