@@ -246,7 +246,7 @@ class Distillation:
 
     def _one_of(self, rollouts: Sequence[Rollout], index: int, *purpose: int | str) -> int:
         """The place of one of a round's rollouts, all alike likely."""
-        return draw_exit(len(rollouts), self._shared_rng(index, *purpose, "one of"))
+        return int(torch.randint(len(rollouts), (), generator=self._shared_rng(index, *purpose, "one of")))
 
     def _update_critic(self, critic: Learner, x0: Tensor, condition: Condition, index: int, k: int) -> dict[str, float]:
         sigma = self._score_sigma(len(x0), index, "critic", k)
