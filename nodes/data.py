@@ -9,6 +9,7 @@ from .compat import CATEGORY, field, io, schema, setting_values, told, widgets
 from .places import NONE, PORTRAITS, SUFFIX, folder_in, input_stamp, stamp_of
 from .sockets import DATASET, MODEL, Dataset, ModelHandle
 
+LARGE = {"model.precision": "bf16", "model.gradient_checkpointing": True}  # what models of a real size need
 LOADERS, DATA = f"{CATEGORY}/loaders", f"{CATEGORY}/data"
 SIZE = ("data.frames", "data.height", "data.width", "data.fps")
 PARTS = {"vae": "vae", "text_encoder": "text_encoders", "image_encoder": "clip_vision"}  # setting -> folder of models
@@ -85,7 +86,7 @@ class LoadModel(io.ComfyNode):
                 ),
                 *(part(setting, folder) for setting, folder in PARTS.items()),
                 tokenizer("tokenizer", "a single file's text encoder"),
-                *widgets(["model.precision", "model.gradient_checkpointing"]),
+                *widgets(list(LARGE), LARGE),
                 field(
                     io.Combo,
                     "model_family",

@@ -108,7 +108,7 @@ class PortraitModel(io.ComfyNode):
             node_id="W2SVD_PortraitModel",
             display_name="Portrait Model",
             category=GROUP,
-            description="The small talking-portrait teacher that comes with this extension: a real Wan model of 2 "
+            description="The small talking-portrait teacher that comes with this extension: a real Wan model of 2.8 "
             "million weights. Distil and sample it on a CPU, with nothing to download.",
             search_aliases=["bundled", "demo", "load model", "teacher"],
             inputs=[],

@@ -27,6 +27,9 @@ SETTINGS = (
     *("train.sample_every", "seed"),
 )
 FOLDED = SETTINGS[9:-1]
+CURVES = {  # of a LOSS_MAP, by what they are called in metrics.jsonl
+    "loss": "student/loss", "motion": "student/motion", "spread": "student/std", "diversity": "student/diversity",
+}  # fmt: skip
 PROMPTS, FILES = "prompts.txt", "model_files.txt"
 OTHER_NAME = "give this one another name, or set them back"
 
@@ -125,7 +128,10 @@ class Train(io.ComfyNode):
                     display_name="lora", tooltip="The few-step student, for core's LoRA nodes and Save LoRA."
                 ),
                 io.Sigmas.Output(display_name="sigmas", tooltip="The noise levels that the student was trained for."),
-                io.LossMap.Output(display_name="losses", tooltip="The student's loss of each step."),
+                io.LossMap.Output(
+                    display_name="losses",
+                    tooltip="The student's loss of each step, and how its clips move, spread and differ.",
+                ),
                 io.Image.Output(display_name="samples", tooltip="The last sample clips, one after another."),
                 io.String.Output(
                     display_name="run folder", tooltip="The folder of the run, with its recipe and report."
@@ -257,13 +263,19 @@ def made(folder: Path) -> tuple[Any, Any, Mapping[str, list[float]], Any]:
     about = LoraMetadata.from_strings(header, path)
     run = RunFolder.open(folder)
     sigmas = torch.tensor(about.default.sigmas if about else run.recipe().student.sigmas, dtype=torch.float32)
-    losses = [row["student/loss"] for row in run.metrics() if "student/loss" in row]
-    if len(set(losses)) < 2:  # core's plot divides by their range
-        losses = [*losses, 0.0, 1e-9]
+    rows = run.metrics()
+    curves = {name: [row[key] for row in rows if key in row] for name, key in CURVES.items()}
+    if len(set(curves["loss"])) < 2:  # core's plot divides by their range
+        curves["loss"] += [0.0, 1e-9]
     clips = [
         torch.from_numpy(read_video(file)).float() / 255 for file in sorted((folder / "samples").glob("student-*.mp4"))
     ]
-    return LoraModel(tensors, about), sigmas, {"loss": losses}, torch.cat(clips)
+    return (
+        LoraModel(tensors, about),
+        sigmas,
+        {name: values for name, values in curves.items() if values},
+        torch.cat(clips),
+    )
 
 
 NODES: list[type[io.ComfyNode]] = [RealShift, DistillSettings, EmbeddedGuidance, Train]

@@ -151,7 +151,7 @@ def weak_weights(kinds: dict[str, Kind]) -> Flow:
     flow = Flow("05_weak_weight_explorer", "From teacher to student", kinds)
     loading = flow.group(
         "1. Teacher, adapter, prompt",
-        "Put a critic's or a student's LoRA into models/loras and choose it in every Weak LoRA Apply. Weight 0 is the "
+        "Put a student's LoRA into models/loras and choose it in every Weak LoRA Apply. Weight 0 is the "
         "teacher itself; 0.25 is what a weak-to-strong distillation takes by default.",
     )
     model = parts.diffusion_model(loading, parts.WAN_SMALL)

@@ -15,7 +15,7 @@ def teacher(kinds: dict[str, Kind]) -> Flow:
     flow = Flow("00_portraits_teacher", "Portraits: the teacher", kinds)
     loading = flow.group(
         "1. The bundled teacher",
-        "A Wan model of two million weights that draws talking heads. Everything in this graph runs on a CPU, in "
+        "A Wan model of 2.8 million weights that draws talking heads. Everything in this graph runs on a CPU, in "
         "seconds and with nothing to download.",
     )
     model = loading.add("W2SVD_PortraitModel")
