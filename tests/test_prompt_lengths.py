@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import CLIP
 from kind import Programs, Recipes, program_of
 from torch import Tensor, nn
 from wan_kinds import condition_of, points_of
@@ -123,12 +122,15 @@ def test_scores_of_several_roles_and_their_gradients_are_those_of_single_rows(
     ids=lambda changes: ",".join(f"{k}={v}" for k, v in changes.items()),
 )
 def test_a_training_runs_and_resumes_on_them_bit_for_bit(
-    pristine: nn.Module, new_recipe: Recipes, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    pristine: nn.Module,
+    clips: LatentSet,
+    new_recipe: Recipes,
+    changes: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(WanBackbone, "check_condition", lambda *_: None)  # Wan's own prompts never come with lengths
     *rows, null = Condition.filled([*prompts(LENGTHS), *prompts((1,), seed=1)], ["text"])
-    latents = torch.randn(4, *CLIP, generator=torch.Generator().manual_seed(2))
-    data = LatentSet(latents, Condition.cat(rows), null, ("a", "b", "c", "d"))
+    data = LatentSet(clips.latents[:4], Condition.cat(rows), null, ("a", "b", "c", "d"))
     recipe: Recipe = new_recipe(changes | {"train.batch": 3})
     whole, stopped, resumed = (program_of(recipe, pristine, data) for _ in range(3))
     logs = [whole.round(index) for index in range(3)]

@@ -79,6 +79,15 @@ CORE: dict[str, Kind] = {
         Widget("type", "COMBO", "wan"),
         Widget("device", "COMBO", "default"),
     ),
+    "DualCLIPLoader": _kind(
+        "DualCLIPLoader",
+        "",
+        "CLIP:CLIP",
+        Widget("clip_name1", "COMBO", ""),
+        Widget("clip_name2", "COMBO", ""),
+        Widget("type", "COMBO", "hunyuan_video"),
+        Widget("device", "COMBO", "default"),
+    ),
     "VAELoader": _kind("Load VAE", "", "VAE:VAE", Widget("vae_name", "COMBO", "")),
     "CLIPTextEncode": _kind(
         "CLIP Text Encode (Prompt)",

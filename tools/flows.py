@@ -256,22 +256,43 @@ def any_model_prompts(kinds: dict[str, Kind]) -> Flow:
     )
     model = parts.diffusion_model(loading, parts.WAN_SMALL)
     clip, vae = parts.text_encoder(loading), parts.vae(loading)
+    dataset = _encoded_prompts(loading, clip, SIZES["data_fps"])
+    _distilled(flow, model, dataset, "loaded_prompts", IN_MEMORY, vae=vae)
+    return flow
+
+
+def hunyuan_prompts(kinds: dict[str, Kind]) -> Flow:
+    """HunyuanVideo, which takes its guidance as an input, from prompts alone."""
+    flow = Flow("08_distil_hunyuan_video", "Distil HunyuanVideo from prompts", kinds)
+    loading = flow.group(
+        "1. HunyuanVideo and prompts",
+        "HunyuanVideo with its own text encoders and VAE. Each line of **Prompt List** goes through the text encoders "
+        "by itself; prompts may be of any length. The empty latent says how large the clips are to be.",
+    )
+    model = parts.diffusion_model(loading, parts.HUNYUAN_VIDEO)
+    clip, vae = parts.two_text_encoders(loading), parts.vae(loading, parts.HUNYUAN_VAE)
+    dataset = _encoded_prompts(loading, clip, 24.0, width=640, height=368, length=61)
+    recipe = "hunyuan_video_t2v"
+    _distilled(flow, model, dataset, "hunyuan_prompts", IN_MEMORY, recipe=recipe, told=True, fps=24.0, vae=vae)
+    return flow
+
+
+def _encoded_prompts(loading: Group, clip: Out, fps: float, **size: int) -> Out:
+    """Lines of a text as a dataset, for clips of a size."""
     lines = loading.column().add("W2SVD_PromptList", width=400, prompts=parts.PROMPT)
     prompts = loading.add(
         "CLIPTextEncode", "CLIP Text Encode (Prompts)", width=400, clip=clip, text=lines.out("prompts")
     )
     empty = loading.column().add("CLIPTextEncode", "CLIP Text Encode (Negative)", width=400, clip=clip)
-    size = loading.add("EmptyHunyuanLatentVideo")
-    dataset = loading.add(
+    latent = loading.add("EmptyHunyuanLatentVideo", **size)
+    return loading.add(
         "W2SVD_DatasetFromConditioning",
         conditioning=prompts.out("CONDITIONING"),
         negative=empty.out("CONDITIONING"),
-        size=size.out("LATENT"),
+        size=latent.out("LATENT"),
         captions=lines.out("prompts"),
-        data_fps=SIZES["data_fps"],
-    )
-    _distilled(flow, model, dataset.out("dataset"), "loaded_prompts", IN_MEMORY, vae=vae)
-    return flow
+        data_fps=fps,
+    ).out("dataset")
 
 
 def _trained_model(group: Group) -> Node:
@@ -282,15 +303,34 @@ def _trained_model(group: Group) -> Node:
     )
 
 
-def _distilled(flow: Flow, model: Out, dataset: Out, name: str, about: str, **more: Out) -> None:
-    """Settings for Wan, the training with a note `about` it, and where its student goes; `more` inputs of Train."""
-    group = flow.group(
-        "2. Shift and settings",
-        "Those of the recipe wan_t2v_1_3b where it says something else than the portraits' defaults.",
-    )
+def _distilled(
+    flow: Flow,
+    model: Out,
+    dataset: Out,
+    name: str,
+    about: str,
+    recipe: str = "wan_t2v_1_3b",
+    told: bool = False,
+    fps: float = 16.0,
+    **more: Out,
+) -> None:
+    """Settings, the training with a note `about` it, and where its student goes; `more` inputs of Train.
+
+    Args:
+        recipe: whose settings they are.
+        told: the model takes its guidance as an input.
+        fps: frames a second of the clips.
+    """
+    words = f"Those of the recipe {recipe} where it says something else than the portraits' defaults."
+    if told:
+        words += " The model takes its guidance as an input: each role tells its own, the student's goes into its file."
+    group = flow.group("2. Shift and settings", words)
     shift = group.add("W2SVD_RealShift")
-    values = settings_of_recipe("wan_t2v_1_3b", flow.kinds["W2SVD_DistillSettings"])
-    settings = group.add("W2SVD_DistillSettings", width=400, **values)
+    settings = group.add(
+        "W2SVD_DistillSettings", width=400, **settings_of_recipe(recipe, flow.kinds["W2SVD_DistillSettings"])
+    ).out("settings")
+    if told:
+        settings = group.add("W2SVD_EmbeddedGuidance", width=400, settings=settings).out("settings")
     training = flow.group("3. Train", about)
     train = training.add(
         "W2SVD_Train",
@@ -298,11 +338,11 @@ def _distilled(flow: Flow, model: Out, dataset: Out, name: str, about: str, **mo
         model=model,
         dataset=dataset,
         shift=shift.out("shift"),
-        settings=settings.out("settings"),
+        settings=settings,
         name=name,
         **more,
     )
     ending = flow.group("4. The student", "Saved into models/loras with the noise levels that it was trained for.")
     ending.add("W2SVD_SaveLoRA", width=420, lora=train.out("lora"), name=f"w2svd/{name}")
     ending.add("W2SVD_PlotLoss", width=460, losses=train.out("losses"))
-    parts.film(ending.column(), train.out("samples"), name, 16.0)
+    parts.film(ending.column(), train.out("samples"), name, fps)

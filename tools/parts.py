@@ -8,6 +8,7 @@ from graph import Group, Node, Out
 
 WAN_21 = "https://huggingface.co/Comfy-Org/Wan_2.1_ComfyUI_repackaged/resolve/main/split_files"
 WAN_22 = "https://huggingface.co/Comfy-Org/Wan_2.2_ComfyUI_Repackaged/resolve/main/split_files"
+HUNYUAN = "https://huggingface.co/Comfy-Org/HunyuanVideo_repackaged/resolve/main/split_files"
 PROMPT = "A woman with red hair talks to the camera and smiles, soft window light, shallow depth of field"
 
 
@@ -28,6 +29,10 @@ LORA_SMALL = {
     "Wan21_CausVid_bidirect2_T2V_1_3B_lora_rank32.safetensors",
     "directory": "loras",
 }
+HUNYUAN_VIDEO = file(HUNYUAN, "diffusion_models", "hunyuan_video_t2v_720p_bf16.safetensors")
+HUNYUAN_VAE = file(HUNYUAN, "vae", "hunyuan_video_vae_bf16.safetensors")
+CLIP_L = file(HUNYUAN, "text_encoders", "clip_l.safetensors")
+LLAVA = file(HUNYUAN, "text_encoders", "llava_llama3_fp8_scaled.safetensors")
 TEXT_ENCODER = file(WAN_21, "text_encoders", "umt5_xxl_fp8_e4m3fn_scaled.safetensors")
 VAE = file(WAN_21, "vae", "wan_2.1_vae.safetensors")
 
@@ -42,9 +47,15 @@ def text_encoder(group: Group) -> Out:
     return group.add("CLIPLoader", "", (TEXT_ENCODER,), 400, clip_name=TEXT_ENCODER["name"]).out("CLIP")
 
 
-def vae(group: Group) -> Out:
+def two_text_encoders(group: Group) -> Out:
+    """HunyuanVideo's."""
+    names = {"clip_name1": CLIP_L["name"], "clip_name2": LLAVA["name"]}
+    return group.add("DualCLIPLoader", "", (CLIP_L, LLAVA), 400, **names).out("CLIP")
+
+
+def vae(group: Group, about: Mapping[str, str] = VAE) -> Out:
     """Load VAE."""
-    return group.add("VAELoader", "", (VAE,), 400, vae_name=VAE["name"]).out("VAE")
+    return group.add("VAELoader", "", (about,), 400, vae_name=about["name"]).out("VAE")
 
 
 def sampled(group: Group, model: Out, prompt: Out, noise: Out, sampler: Out, sigmas: Out, latent: Out) -> Node:

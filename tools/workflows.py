@@ -22,6 +22,7 @@ FLOWS: tuple[Callable[[dict[str, Kind]], Flow], ...] = (
     flows.distil_prompts,
     flows.any_model_clips,
     flows.any_model_prompts,
+    flows.hunyuan_prompts,
     flows.weak_weights,
     flows.compare,
 )
