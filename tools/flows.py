@@ -271,20 +271,20 @@ def hunyuan_prompts(kinds: dict[str, Kind]) -> Flow:
     )
     model = parts.diffusion_model(loading, parts.HUNYUAN_VIDEO)
     clip, vae = parts.two_text_encoders(loading), parts.vae(loading, parts.HUNYUAN_VAE)
-    dataset = _encoded_prompts(loading, clip, 24.0, width=640, height=368, length=61)
+    dataset = _encoded_prompts(loading, clip, 24.0)
     recipe = "hunyuan_video_t2v"
     _distilled(flow, model, dataset, "hunyuan_prompts", IN_MEMORY, recipe=recipe, told=True, fps=24.0, vae=vae)
     return flow
 
 
-def _encoded_prompts(loading: Group, clip: Out, fps: float, **size: int) -> Out:
-    """Lines of a text as a dataset, for clips of a size."""
+def _encoded_prompts(loading: Group, clip: Out, fps: float) -> Out:
+    """Lines of a text as a dataset."""
     lines = loading.column().add("W2SVD_PromptList", width=400, prompts=parts.PROMPT)
     prompts = loading.add(
         "CLIPTextEncode", "CLIP Text Encode (Prompts)", width=400, clip=clip, text=lines.out("prompts")
     )
     empty = loading.column().add("CLIPTextEncode", "CLIP Text Encode (Negative)", width=400, clip=clip)
-    latent = loading.add("EmptyHunyuanLatentVideo", **size)
+    latent = loading.add("EmptyHunyuanLatentVideo")
     return loading.add(
         "W2SVD_DatasetFromConditioning",
         conditioning=prompts.out("CONDITIONING"),
