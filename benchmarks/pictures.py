@@ -28,7 +28,7 @@ def write_pictures(folder: Path, lines: Lines, plan: Plan) -> list[tuple[Path, s
         "steps": (steps_curve, "Video Fréchet distance over the number of steps: the winner, and the teacher's Euler"),
         "flops": (
             flops_curve,
-            "Video Fréchet distance over training FLOPs: the test, and hollow the sweep's 128 validation portraits",
+            "Video Fréchet distance over training FLOPs, of calls with several budgets",
         ),
         "grid": (grid_map, "alpha_weak against guidance: distance, and saturation over the foreseen combination"),
     }
@@ -86,29 +86,18 @@ def steps_curve(lines: Lines, plan: Plan) -> Any:
 
 
 def flops_curve(lines: Lines, plan: Plan) -> Any:
-    """Quality against training FLOPs: what the sweep saw on validation (hollow), and the test at every budget."""
-    figure, (axis, *_) = _figure(1, 7.6, 4.2)
+    """Quality against training FLOPs, once a row has been trained with several budgets."""
     found = [line for line in lines.values() if line.row.kind == "student" and line.row.group == "Students"]
-    found = [line for line in found if line.results]
-    for index, line in enumerate(found):
-        tested, before = at_budgets(line, plan), on_validation(line, plan)
-        look = {"color": COLOURS[index % len(COLOURS)], "marker": "os^Dv<>"[index // len(COLOURS) % 7]}
-        axis.plot(*zip(*before, tested[0], strict=True), linestyle=":", mfc="none", **look)
-        axis.plot(*zip(*tested, strict=True), label=line.row.title, **look)
-    if not found:
+    budgets = {line.row.title: at_budgets(line, plan) for line in found if line.results}
+    if not any(len(own) > 1 for own in budgets.values()):
         return None
+    figure, (axis, *_) = _figure(1, 7.6, 4.2)
+    for index, (name, own) in enumerate(budgets.items()):
+        look = {"color": COLOURS[index % len(COLOURS)], "marker": "os^Dv<>"[index // len(COLOURS) % 7]}
+        axis.plot(*zip(*own, strict=True), label=name, **look)
     axis.set(title=title("frechet_video"), xlabel="training FLOPs (TFLOP)")
     axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
-
-
-def on_validation(line: Line, plan: Plan) -> list[tuple[float, float]]:
-    """(TFLOP, distance) of a row's sweep at the rates that its test has; nothing for a row without one."""
-    if not plan.sweeps(line.row):
-        return []
-    swept = zip(plan.options.sweep, plan.sweep_cells(line.row), strict=True)
-    read = [cell.read(plan.out) for factor, cell in swept if factor == line.planned.factor]
-    return [(one["train_flops"] / 1e12, one["values"]["frechet_video"]) for one in read if one]
 
 
 def at_budgets(line: Line, plan: Plan) -> list[tuple[float, float]]:

@@ -302,7 +302,7 @@ def test_what_has_not_run_says_so_and_what_has_prints_mean_spread_and_factor(
     assert page.count("**disagrees**") == 1  # motion of alpha_weak .75
     lacking = [x for x in page.splitlines() if x.startswith("| W2S, alpha_weak 0.25 | W2S, alpha_weak 0.25, ground")]
     assert len(lacking) == 1 and lacking[0].endswith("| not all seeds yet |")
-    assert {path.name for path in (tmp_path / "docs" / "plots").iterdir()} == {"alpha_weak.png", "flops.png"}
+    assert {path.name for path in (tmp_path / "docs" / "plots").iterdir()} == {"alpha_weak.png"}
 
 
 def load_names() -> tuple[str, ...]:
@@ -343,17 +343,18 @@ def test_a_row_took_what_it_started_from_too(bench: Any, tmp_path: Path) -> None
     assert bench.cells.spent(whole, tmp_path) == {"train_seconds": 22.0 * every, "peak_memory": 9, "adopted": True}
 
 
-def test_the_sweep_stands_beside_the_test_in_the_plot_of_flops(bench: Any, tmp_path: Path, costs: Any) -> None:
+def test_quality_over_flops_is_drawn_of_several_budgets(bench: Any, tmp_path: Path, costs: Any) -> None:
     plan = plan_of(bench, tmp_path, costs, seeds=(0, 1), sweep_budget=0.5)
     row = plan.rows["w2s"]
     for cell, distance in zip(plan.of(row).cells, (3.0, 1.0, 2.0), strict=True):
         finish(cell, tmp_path, frechet_video=distance)
     for cell, distance in zip(plan.of(row).test, (4.0, 6.0), strict=True):
         finish(cell, tmp_path, frechet_video=distance)
+    assert bench.pictures.flops_curve(bench.page.lines_of(plan), plan) is None
     other = plan_of(bench, tmp_path, costs, seeds=(0,), budget=2.0, sweep=())
     finish(other.of(row).test[0], tmp_path, frechet_video=2.5)
     line = bench.page.lines_of(plan)["w2s"]
-    assert bench.pictures.on_validation(line, plan) == [(pytest.approx(130e-12), 1.0)]
+    assert bench.pictures.flops_curve({"w2s": line}, plan) is not None
     assert bench.pictures.at_budgets(line, plan) == [(pytest.approx(260e-12), 5.0), (pytest.approx(520e-12), 2.5)]
 
 
