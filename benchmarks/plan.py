@@ -258,7 +258,8 @@ class Plan:
             start = self.rows[row.start]
             sigmas = {key: value for key, value in row.settings.items() if key == "student.sigmas"}
             start = replace(start, settings={**start.settings, **sigmas})
-            source, before = self.subject(start, seed, self.factor(start), share * (1 - row.share))
+            factor = self.factor(self.rows[row.start])  # of its sweep, in the steps that it was swept in
+            source, before = self.subject(start, seed, factor, share * (1 - row.share))
             needs["start"] = source
         cost = self.cost(recipe, row)
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -100,22 +101,34 @@ def made(program: Distillation, index: int = 1) -> tuple[Any, Any]:
     return program._step(rollout, x0, index, {}), rollout
 
 
+def judged(
+    program: Any, monkeypatch: pytest.MonkeyPatch, fake: Callable[[Tensor, Tensor, Tensor], Tensor]
+) -> tuple[Any, Any, Any]:
+    """A term, a step, its rollout: an image model that knows N(0, 1), a critic's x0 of frames, x_t, sigma"""
+    term = program.terms["frame_matching"]
+
+    def scores(frames: Tensor, condition: Condition, *place: Any) -> tuple[Tensor, Tensor]:
+        sigma, eps = term._noise_level(len(frames), *place), program._noise(frames.shape, *place)
+        x_t = program.process.noise(frames, eps, sigma)
+        return fake(frames, x_t, sigma), gaussian_x0(x_t, sigma, 0.0)
+
+    monkeypatch.setattr(term, "causal", False)
+    monkeypatch.setattr(term, "_scores", scores)
+    return term, *made(program)
+
+
 def test_sign_frames_go_where_the_image_model_has_its_own(
     new_program: Programs, new_recipe: Recipes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Students at 2, an image model at 0, exact scores: descending the loss moves every frame to 0."""
     program = new_program(new_recipe(ON | {"frame_matching.frames": 2}))
-    term = program.terms["frame_matching"]
-    term.causal = False
-    step, rollout = made(program)
+    x0 = torch.empty(0)  # what the critic knows the mean of
+
+    def critic(_frames: Tensor, x_t: Tensor, sigma: Tensor) -> Tensor:
+        return gaussian_x0(x_t, sigma, float(x0.detach().mean()))
+
+    term, step, rollout = judged(program, monkeypatch, critic)
     x0 = torch.full(step.x0.shape, 2.0).requires_grad_()
-
-    def scores(frames: Tensor, condition: Condition, *place: Any) -> tuple[Tensor, Tensor]:
-        sigma, eps = term._noise_level(len(frames), *place), program._noise(frames.shape, *place)
-        x_t = program.process.noise(frames, eps, sigma)
-        return gaussian_x0(x_t, sigma, float(x0.detach().mean())), gaussian_x0(x_t, sigma, 0.0)
-
-    monkeypatch.setattr(term, "_scores", scores)
     adam = torch.optim.SGD([x0], lr=4.0 * x0.numel())
     sizes = []
     for index in range(60):
@@ -133,15 +146,7 @@ def test_no_gradient_in_the_mean_on_the_image_models_own_samples(
 ) -> None:
     """Its samples at N(0, 1), its exact score, and a critic that is right about them in the mean: nothing to learn."""
     program = new_program(new_recipe(ON | {"frame_matching.frames": 2}))
-    term = program.terms["frame_matching"]
-    term.causal = False
-    step, rollout = made(program)
-
-    def scores(frames: Tensor, condition: Condition, *place: Any) -> tuple[Tensor, Tensor]:
-        sigma, eps = term._noise_level(len(frames), *place), program._noise(frames.shape, *place)
-        return frames, gaussian_x0(program.process.noise(frames, eps, sigma), sigma, 0.0)
-
-    monkeypatch.setattr(term, "_scores", scores)
+    term, step, rollout = judged(program, monkeypatch, lambda frames, _x_t, _sigma: frames)
     found = []
     for index in range(60):
         x0 = torch.randn(step.x0.shape, generator=rng(100 + index)).requires_grad_()

@@ -237,6 +237,9 @@ def test_the_first_seed_of_the_best_rates_is_the_sweeps_own_training(bench: Any,
         finish(cell, tmp_path, frechet_video=distance)
     *_, best, _, first, _ = (cell.subject.key for cell in plan.of(row).cells)
     assert first == best
+    few = replace(plan.rows["dfd_w2s"], settings={"student.sigmas": "1, 0"})  # as a winner in another number of steps
+    start = plan.subject(few, 0, 1.0, 1.0)[0].needs["start"].recipe.student
+    assert start.lr == 1.5e-4 and start.sigmas == (1.0, 0.0)  # by the sweep of its own steps
     named = ("lcm", "dmd2", "w2s")
     order = [cell.row for cell in bench.results.planned(plan, [plan.rows[name] for name in named])]
     assert order == ["lcm"] * 3 + ["dmd2"] * 3 + ["w2s"] * 5  # row by row, in the order of the call

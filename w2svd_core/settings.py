@@ -360,9 +360,7 @@ class _Recipe(Section):
                 "rollout.source backward_simulation has not; set rollout.source to noised_data, or the weight to 0"
             )
         if self.matching.ground_truth_weight and not self.matching.weight:
-            raise ValueError(
-                "matching.weight 0 is that of the ground-truth term, too; set it to 1, or that term's to 0"
-            )
+            raise ValueError("matching.weight 0 is the ground-truth term's, too; set it to 1, or that term's to 0")
         self._check_teacher()
         lora = self.student.kind == self.critic.kind == "lora"
         if lora and self.critic.rank < self.student.rank:

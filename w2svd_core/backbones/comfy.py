@@ -21,8 +21,7 @@ from . import FAMILIES, backbone
 from .comfy_backbone import NativeBackbone, refuse_other_processes
 from .comfy_data import embedded_guidance as embedded_guidance
 from .comfy_data import native_data as native_data
-from .comfy_model import NativeModel, give_back, linear_layers, load, training_time
-from .comfy_names import family_of
+from .comfy_model import NativeModel, family_of_model, give_back, load, training_time
 from .comfy_vae import NativeSource as NativeSource
 
 PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
@@ -44,8 +43,7 @@ def settings_of(patcher: Any) -> dict[str, Any]:
 
 def family_name(patcher: Any) -> str:
     """The family of a MODEL, by its name in `FAMILIES`; "" for one that this project does not know."""
-    network = patcher.model.diffusion_model
-    keys = family_of(network, linear_layers(network))
+    keys = family_of_model(patcher.model)
     return next((name for name in FAMILIES if backbone(name).keys is keys), "")
 
 
