@@ -195,7 +195,7 @@ def write_socket(
     Raises:
         UserError: it is empty, its layers have no names in diffusers, or the file can't be written.
     """
-    from ..w2svd_core.backbones import backbone, family_of_lora
+    from ..w2svd_core.backbones import USUAL, backbone, family_of_lora
     from ..w2svd_core.files import dtype_named, write_safetensors
     from ..w2svd_core.lora_files import lora_of, write_lora
 
@@ -207,7 +207,7 @@ def write_socket(
         odd = next((key for key, value in lora.items() if not value.isfinite().all()), None)
         if odd:
             raise UserError(f"{odd} has numbers that are not finite in {precision}; save with bf16 or fp32")
-    family = family_of_lora(lora) if format == "diffusers" else backbone("wan")  # others' native keys stay as they are
+    family = family_of_lora(lora) if format == "diffusers" else backbone(USUAL)  # others' native keys stay as they are
     keys, unknown = family.keys, list[str]()
     pairs, _ = lora_of(lora, {}, keys, Path("the LORA_MODEL"), unknown)
     plain = pairs and not unknown and not any(key.endswith((".diff", ".diff_b")) for key in lora)

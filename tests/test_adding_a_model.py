@@ -32,14 +32,14 @@ def test_no_file_of_cosmos_is_left_out() -> None:
 
 
 def known(path: Path) -> list[str]:
-    """Families that a file's code knows: modules of theirs that it imports, and their names that it asks for."""
+    """Families that a file's code knows: modules of theirs that it imports, names that it asks for or looks up."""
     found = []
     for one in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(one, ast.ImportFrom) and "backbones" in (one.module or ""):
             names = [one.module or "", *(alias.name for alias in one.names)]
             found += [name for name in names if OF_A_FAMILY.fullmatch(name)]
-        elif isinstance(one, ast.Compare | ast.match_case):
-            parts = [*ast.walk(one)]
+        elif isinstance(one, ast.Compare | ast.match_case | ast.Dict):
+            parts = [key for key in one.keys if key] if isinstance(one, ast.Dict) else [*ast.walk(one)]
             found += [str(part.value) for part in parts if isinstance(part, ast.Constant) and part.value in FAMILIES]
     return found
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .backbones import backbone
+from .backbones import TEACHERS, USUAL, backbone
 from .backbones.base import Architecture, Backbone
 from .consistency_training import Consistency
 from .data.codec import FrameByFrame, load_portrait_codec
@@ -38,8 +38,7 @@ from .settings import Embedded, Model, Recipe
 from .trainer import Program
 
 ASSETS = Path(__file__).parent / "assets"
-BUNDLED_TEACHER = ASSETS / "portrait_teacher.safetensors"
-BUNDLED = {"wan": BUNDLED_TEACHER}  # a teacher of each family that has one
+BUNDLED_TEACHER = ASSETS / TEACHERS[USUAL]
 BUNDLED_CODEC = ASSETS / "portrait_codec.safetensors"
 
 
@@ -67,9 +66,9 @@ def located(settings: Model) -> Model:
     """
     name, path = backbone(settings.family).name, settings.path
     if path == "bundled" and settings.init != "random":  # a new one comes from nowhere
-        if name not in BUNDLED:
+        if name not in TEACHERS:
             raise UserError(f"there is no bundled model of the family {name}; name one in model.path")
-        path = str(BUNDLED[name])
+        path = str(ASSETS / TEACHERS[name])
     return fetched(settings.model_copy(update={"path": path}))
 
 

@@ -252,6 +252,10 @@ def test_the_recipes_know_their_model(name: str) -> None:
     assert recipe.model.family == "cosmos" and recipe.model.encoders == "own"
     assert recipe.model.first_frame == ("i2v" in name)
     assert (recipe.teacher.guidance_scale, recipe.teacher.shift) == (facts.guidance_scale, facts.shift)
+    assert (recipe.matching.guidance_scale, recipe.student.sampler) == (
+        3,
+        "euler",
+    )  # FastGen's, in its convention and ours
     assert (recipe.data_forcing.probability > 0) == name.endswith("dfd")
     COSMOS.latents(real(cosmos_variants.VARIANTS[0])).latent_shape(
         recipe.data.frames, recipe.data.height, recipe.data.width

@@ -1,4 +1,4 @@
-"""Model families. A family is one file here; nothing outside this folder names one."""
+"""Model families. A family is one file here; no code outside this folder asks for one by name."""
 
 from __future__ import annotations
 
@@ -62,6 +62,7 @@ RECIPES = {  # whose settings a training has where nothing else says
     "hunyuan_video15": "hunyuan_video15_t2v",
     "cosmos": "cosmos_t2v_2b",
 }
+TEACHERS = {"wan": "portrait_teacher.safetensors"}  # the bundled ones, in assets/
 USUAL = "wan"  # the family of a model that is not known
 OF_CLIPS = tuple(name for name in FAMILIES if name != "image_unet")  # the others judge single frames
 
