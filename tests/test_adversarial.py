@@ -106,6 +106,48 @@ def test_the_gradient_is_that_of_the_logits_and_reaches_the_student_alone(
     assert expected.any() and step.logs["adversarial/generator"] == pytest.approx(float(value.detach()))
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_float16_keeps_the_gradient_of_a_long_clip(new_program: Programs, new_recipe: Recipes) -> None:
+    """Of some hundred thousand logits each has a share in the mean that float16 can't hold."""
+    found = []
+    for precision in ("fp32", "fp16"):
+        program = new_program(new_recipe(ON | {"model.precision": precision}), fresh=False)
+        term, many = program.terms["adversarial"], 2**12
+        for head in term.heads.taps:
+            torch.nn.init.normal_(head[-1].weight, generator=torch.Generator().manual_seed(0))
+        logits = term._logits
+        term._logits = lambda features, logits=logits, many=many: Repeated.apply(logits(features), many)
+        (rollout,) = program._rollouts(1, 0)
+        x0 = torch.zeros_like(rollout.x_t, dtype=torch.float32).requires_grad_()
+        step = program._step(rollout, x0, 1, {})
+        term.loss(step).backward()
+        found.append(x0.grad)
+    assert float((found[0] - found[1]).norm() / found[0].norm()) < 0.05
+
+
+class Repeated(torch.autograd.Function):
+    """The logits of a clip so many times as long, of which only the first part has a gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, times: int) -> Tensor:
+        ctx.count = len(logits)
+        return logits.repeat(times)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0][: ctx.count], None
+
+
+def test_a_loss_that_has_not_set_in_yet_leaves_the_student_alone(new_program: Programs, new_recipe: Recipes) -> None:
+    program = new_program(new_recipe(ON | {"matching.weight": 0.0, "adversarial.delay": 1}), fresh=False)
+    first, student = weights(program), [f"student/{name}" for name in program.student.parameters]
+    assert program.round(0)["student/loss"] == 0
+    second = weights(program)
+    assert all(torch.equal(first[name], second[name]) for name in student)
+    program.round(1)
+    assert not all(torch.equal(second[name], weight) for name, weight in weights(program).items() if name in student)
+
+
 def test_sign_the_student_goes_where_the_discriminator_sees_clips(new_program: Programs, new_recipe: Recipes) -> None:
     program = new_program(new_recipe(ON), fresh=False)
     term = program.terms["adversarial"]

@@ -248,6 +248,16 @@ def test_a_file_that_is_no_recipe(tmp_path: Path) -> None:
             {"method": "flow_matching", "model.init": "random"},
             ("student.kind lora", "set student.kind to full"),
         ),
+        (
+            {"matching.alpha_weak": "0", "matching.alpha_strong": "0", "matching.guidance_scale": "2"},
+            ("alpha_strong 0",),
+        ),
+        ({"data.prompts": "p.txt", "data_forcing.probability": ".1"}, ("data_forcing needs clips", "prompts alone")),
+        ({"data.prompts": "p.txt", "adversarial.weight": ".1"}, ("adversarial needs clips", "prompts alone")),
+        (
+            {"matching.weight": "0", "adversarial.weight": "1", "adversarial.features": "fake"},
+            ("features fake", "matching.weight 0"),
+        ),
         ({"evaluate.seed": "511"}, ("evaluate.seed 511", "data.clips 512", "to at least 512")),
         ({"method": "consistency", "adversarial.weight": "1"}, ("adversarial", "do nothing in consistency")),
         ({"data_forcing.probability": "1", "matching.weight": "0"}, ("data_forcing", "matching.weight is 0")),

@@ -151,7 +151,7 @@ def asked_of(program: Any) -> list[tuple[str, Tensor, Tensor, Condition]]:
 
 
 def test_a_round_asks_teacher_target_and_student(new_program: Programs, new_recipe: Recipes) -> None:
-    recipe = new_recipe(LCM | {"consistency.skip": 7, "student.sigmas": (0.9, 0.5, 0.0), "train.batch": 4})
+    recipe = new_recipe(LCM | {"consistency.skip": 7, "student.sigmas": (1.0, 0.5, 0.0), "train.batch": 4})
     program = new_program(recipe)
     asked = asked_of(program)
     program.round(0)
@@ -162,7 +162,7 @@ def test_a_round_asks_teacher_target_and_student(new_program: Programs, new_reci
     assert not torch.equal(words.fields["text"], text) and torch.equal(
         text, program.null.fields["text"].expand_as(text)
     )
-    levels = grid(50, 5.0, 0.9)
+    levels = grid(50, 5.0, 1.0)
     at = [levels.index(pytest.approx(float(s), abs=1e-6)) for s in sigma]
     assert [levels[min(i + 7, 50)] for i in at] == pytest.approx(low.tolist(), abs=1e-6)
     with torch.no_grad():

@@ -11,7 +11,6 @@ from kind import Programs, Recipes
 from torch import Tensor
 
 from w2svd_core.distillation import Distillation
-from w2svd_core.errors import UserError
 from w2svd_core.objectives.data_forcing import forced_gradient, pair_distances
 from w2svd_core.objectives.distribution_matching import matching_gradient, per_sample_mean
 from w2svd_core.objectives.ground_truth import ground_truth_gradient
@@ -169,12 +168,6 @@ def test_pair_distances_are_logged_by_level() -> None:
     assert found["data_forcing/pair_distance_1"] == pytest.approx(float((x[2] - data[2]).abs().mean()))
 
 
-def test_without_clips_it_says_so(new_program: Programs, new_recipe: Recipes) -> None:
+def test_without_a_run_to_start_from_it_says_so(new_program: Programs, new_recipe: Recipes) -> None:
     program = new_program(new_recipe({"data_forcing.probability": 1.0}))
-    step = made_step(program, 2)
-    alone = StudentStep(
-        2, step.x0, type(step.rollout)(**vars(step.rollout) | {"data": None}), step.sigma, step.eps, None
-    )
-    with pytest.raises(UserError, match="train on clips"):
-        program.terms["data_forcing"].question(alone)
     assert "name a run by --from" in program.terms["data_forcing"].remarks()[0]

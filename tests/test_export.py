@@ -129,6 +129,17 @@ def test_a_run_with_a_full_copy(tmp_path: Path, door: Door) -> None:
     assert "is an adapter, not a full copy" in refused(door(export.main, "extract", adapter, *again[:4]))
 
 
+def test_a_widened_student_has_no_base(tmp_path: Path, door: Door) -> None:
+    run = tmp_path / "run"
+    (run / "student").mkdir(parents=True)
+    (run / "student" / "student_model_comfyui.safetensors").write_bytes(b"")
+    recipe = "name: x\nmethod: flow_matching\nmodel: {init: first_frame, first_frame: true}\nstudent: {kind: full}\n"
+    (run / "recipe.yaml").write_text(recipe)
+    out = ["--rank", 4, "--out", tmp_path / "never.safetensors"]
+    for more in ([], ["--model", "bundled", "--any-base"]):
+        assert "more input channels than its base" in refused(door(export.main, "extract", run, *out, *more))
+
+
 def _without_student(run: Path, door: Door, more: list[Any]) -> tuple[int, str, str]:
     empty = run.with_name("empty")
     empty.mkdir()

@@ -107,9 +107,9 @@ def test_a_run_starts_from_the_student_and_critic_of_another(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
-    assert train.main(small(first)) == 0
+    assert train.main(small(first, "--student.ema", ".5")) == 0
     capsys.readouterr()
-    still = ("--train.steps", "1", "--student.lr", "0", "--critic.lr", "0")
+    still = ("--train.steps", "1", "--student.lr", "0", "--critic.lr", "0", "--student.ema", ".5")
     assert train.main(small(second, "--from", str(first), *still)) == 0
     assert "starting from the student and critic of" in capsys.readouterr().err
     before, after = (RunFolder.open(place).newest_checkpoint() for place in (first, second))
@@ -119,6 +119,7 @@ def test_a_run_starts_from_the_student_and_critic_of_another(
     old, new = read_safetensors(before)[0], read_safetensors(after)[0]
     same = [name for name in old if "/weight/" in name]
     assert same and all(torch.equal(old[name], new[name]) for name in same)
+    assert old["student/count"].tolist() == [2, 0, 2] and new["student/count"].tolist() == [1, 0, 3]
     with pytest.raises(UserError, match="no critic of this kind and rank"):
         train.main(small(tmp_path / "third", "--start", str(first), "--critic.rank", "8"))
     lcm = ("--method", "consistency", "--student.sampler", "renoise")

@@ -16,15 +16,18 @@ from torch import Tensor
 from w2svd_core import train as door
 from w2svd_core.assembly import Job, bundled_encoders
 from w2svd_core.config import check_recipe, load_recipe
+from w2svd_core.distillation import Distillation
 from w2svd_core.errors import UserError
 from w2svd_core.files import read_safetensors
 from w2svd_core.guard import QualityGuard, keep_look, kept_looks, kept_teacher, take_best
 from w2svd_core.guard_settings import Guard
 from w2svd_core.hashing import tensors_hash
 from w2svd_core.looks import Look, band, change, looks_in, out_in_a_row, outside, score, share, shares
+from w2svd_core.lora_files import base_hash
 from w2svd_core.report import report_text
 from w2svd_core.run import RunFolder
 from w2svd_core.settings import Recipe
+from w2svd_core.starting import start_from
 from w2svd_core.trainer import Interrupted, train
 from w2svd_core.watch import Terminal
 
@@ -218,7 +221,9 @@ def test_own_clips_have_a_score_of_their_own(start: Start, new_recipe: Recipes, 
 
 @pytest.mark.parametrize("kind", ["lora", "full"])
 @pytest.mark.parametrize("method", ["distribution_matching", "consistency"])
-def test_the_best_look_is_kept(start: Start, new_recipe: Recipes, tmp_path: Path, kind: str, method: str) -> None:
+def test_the_best_look_is_kept(
+    start: Start, new_program: Programs, new_recipe: Recipes, tmp_path: Path, kind: str, method: str
+) -> None:
     recipe = own(new_recipe, method=method, **{"student.kind": kind, "student.ema": 0.5, "guard.keep": "best"})
     run = RunFolder.create(recipe, tmp_path / "run")
     job, guard, _ = start(run)
@@ -231,6 +236,11 @@ def test_the_best_look_is_kept(start: Start, new_recipe: Recipes, tmp_path: Path
     assert found == kept and tensors.keys() == job.student.learned().keys()
     assert all(torch.equal(value, tensors[name]) for name, value in job.student.learned().items())
     assert all(torch.equal(value, tensors[name]) for name, value in job.student.parameters.items())
+    if isinstance(job.program, Distillation):  # a run that starts from this one gets that student, too
+        other = new_program(recipe)
+        said = start_from(other, str(run.path), base_hash(other.model.base_state()))
+        assert f"of round {kept.step}, the best look" in said
+        assert all(torch.equal(value, tensors[name]) for name, value in other.student.learned().items())
     again, ended = QualityGuard(recipe, run, job, job.program.rounds, Ears()).look(job.program.rounds)
     assert again["guard/score"] == best.score and not ended  # the same weights make the same numbers
 

@@ -107,6 +107,18 @@ def test_the_average_follows_the_weights() -> None:
     assert held.learned() is held.average
 
 
+def test_an_average_that_comes_along_is_as_old_as_it_was() -> None:
+    held, other = learner(ema=0.9), learner(ema=0.9)
+    for _ in range(200):
+        held.update(loss_of(held))
+    other.begin_with(held.parameters, held.average, held.age)
+    assert not other.tensors()["count"][0]  # its optimizer and schedule begin anew
+    before = {name: mean.clone() for name, mean in other.average.items()}
+    other.update(loss_of(other))
+    for name, weight in other.parameters.items():
+        torch.testing.assert_close(other.average[name], 0.9 * before[name] + 0.1 * weight.detach())
+
+
 def test_without_an_average_the_weights_are_what_is_learned() -> None:
     held = learner()
     assert held.average == {} and torch.equal(held.learned()["a"], held.parameters["a"])

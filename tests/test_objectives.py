@@ -85,6 +85,14 @@ def test_the_loss_has_the_gradient_over_the_number_of_elements() -> None:
     torch.testing.assert_close(x.grad, gradient / x.numel(), atol=1e-7, rtol=1e-4)
 
 
+def test_given_elements_do_not_count_in_the_loss() -> None:
+    x, fake, real = three()
+    free = torch.ones(1, 1, x.shape[2], 1, 1)
+    free[:, :, 0] = 0
+    gradient = matching_gradient(x, fake, real, free=free) * free
+    torch.testing.assert_close(matching_loss(x, gradient, free), matching_loss(x[:, :, 1:], gradient[:, :, 1:]))
+
+
 def test_no_gradient_goes_into_the_scores() -> None:
     x, fake, real = (t.requires_grad_() for t in three())
     matching_loss(x, matching_gradient(x, fake, real)).backward()

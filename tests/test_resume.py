@@ -13,6 +13,7 @@ import torch
 from kind import Programs, Recipes
 from torch import Tensor
 
+from w2svd_core.config import recipe_to_yaml
 from w2svd_core.errors import UserError
 from w2svd_core.run import KEPT_CHECKPOINTS, RunFolder
 from w2svd_core.settings import Train
@@ -235,6 +236,21 @@ def test_the_newest_checkpoint_is_the_one_with_the_highest_number(tmp_path: Path
     for step in range(999_999, 1_000_002):  # seven digits come after six
         run.save_checkpoint(step, lambda: {"done": torch.zeros(1)})
     assert run.latest_checkpoint()[0] == 1_000_001
+
+
+@pytest.mark.parametrize("key", ["model.vae", "model.loras", "student.init", "student.rank"])
+def test_files_may_move_and_nothing_else_may_change(key: str, tmp_path: Path, new_recipe: Recipes) -> None:
+    value: Any = {"model.loras": ("b.safetensors@0.5",), "student.rank": 3}.get(key, "b.safetensors")
+    before, after = (recipe_to_yaml(new_recipe(changes)) for changes in ({}, {key: value}))
+    run = RunFolder.create(new_recipe(), tmp_path / "run")
+    run.made_of = {"recipe": before, "base": "x", "data": "y"}
+    run.save_checkpoint(1, lambda: {"t": torch.zeros(1)})
+    run.made_of = {"recipe": after, "base": "x", "data": "y"}
+    if key.endswith("rank"):
+        with pytest.raises(UserError, match=r"student\.rank .* set it back"):
+            run.latest_checkpoint()
+    else:
+        assert run.latest_checkpoint()[0] == 1
 
 
 def test_a_checkpoint_of_another_image_model_is_refused(tmp_path: Path, new_recipe: Recipes) -> None:

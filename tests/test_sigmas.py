@@ -58,6 +58,13 @@ def test_more_than_a_thousand_steps_are_refused_in_a_recipe() -> None:
         check_recipe({"student.sigmas": sigma_list(1001)}, "in a test")
 
 
+def test_a_student_starts_from_pure_noise() -> None:
+    """Half-way down core would start it from another amplitude than the training does."""
+    check_recipe({"student.sigmas": (0.9992, 0.5, 0.0)}, "in a test")  # the last timestep of Stable Diffusion
+    with pytest.raises(UserError, match=r"from 1 \(at least 0\.99\)"):
+        check_recipe({"student.sigmas": (0.9, 0.5, 0.0)}, "in a test")
+
+
 def test_a_written_list_is_read_with_commas_or_blanks() -> None:
     assert parse_sigmas(" [1, .75;0.5\n0] ") == (1.0, 0.75, 0.5, 0.0)
     with pytest.raises(ValueError, match="'x' in the sigmas '1, x, 0' is no number"):

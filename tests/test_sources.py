@@ -12,7 +12,7 @@ from tiny_wan import FRAMES, PROMPTS
 from video_files import write
 
 from w2svd_core.data.codec import to_unit
-from w2svd_core.data.encoder_source import EncoderSource, null_condition
+from w2svd_core.data.encoder_source import EncoderSource, empty_condition, null_condition
 from w2svd_core.data.prepare import prepare
 from w2svd_core.data.shard_sets import ShardSet
 from w2svd_core.data.video import read_video
@@ -72,6 +72,10 @@ def test_a_preparation_holds_what_the_encoders_make(kind: Kind, tmp_path: Path) 
     assert prompts.width == source.width
     for name, value in null_condition(prompts).fields.items():
         torch.testing.assert_close(data.null.fields[name], value)
+    for name, value in empty_condition(prompts).fields.items():
+        torch.testing.assert_close(data.empty.fields[name], value)
+        avoids = bool(kind.backbone.facts(kind.new()).negative_prompt)  # what nobody's clip is called
+        assert not (avoids and name == "text" and torch.equal(value, data.null.fields[name]))
     model = kind.backbone.load(tiny.folder, torch.float32)
     kind.backbone.check_fit(model, source.geometry, source.width)
     if "guidance" not in kind.backbone.facts(model).takes:

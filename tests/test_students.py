@@ -192,3 +192,12 @@ def test_the_file_says_what_was_mixed(new_recipe: Recipes) -> None:
     both = {"matching.alpha_weak": 0.0, "data_forcing.probability": 0.5, "adversarial.weight": 0.1}
     assert mixture(new_recipe(both)) == "dmd+adversarial+data_forcing"
     assert mixture(new_recipe({"matching.weight": 0.0, "adversarial.weight": 0.1})) == "adversarial"
+
+
+def test_a_method_without_a_real_score_has_no_shift_and_no_guidance(new_program: Programs, new_recipe: Recipes) -> None:
+    from w2svd_core.students import student_metadata
+
+    for weight, expected in ((1.0, (0.25, 1.5)), (0.0, (None, None))):
+        recipe = new_recipe({"matching.weight": weight, "adversarial.weight": 0.1, "matching.guidance_scale": 1.5})
+        about = student_metadata(recipe, new_program(recipe).model)
+        assert (about.alpha_weak, about.teacher_guidance) == expected

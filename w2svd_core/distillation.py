@@ -167,7 +167,7 @@ class Distillation:
         """Everything that the generator learns from at a step."""
         parts = [self._matched(step)] if self.critic is not None else []
         parts += [loss for term in self.terms.values() if (loss := term.loss(step)) is not None]
-        return torch.stack(parts).sum()
+        return torch.stack(parts or [0 * step.x0.sum()]).sum()  # none before an adversarial.delay is over
 
     def _matched(self, step: StudentStep) -> Tensor:
         """The matching loss, or what a term makes of the same scores."""
@@ -185,7 +185,7 @@ class Distillation:
         step.logs.update(
             {"score/cosine": gap.cosine, "score/gap": gap.relative, "score/nonfinite": float(gap.nonfinite)}
         )
-        loss = matching_loss(step.x0, gradient)
+        loss = matching_loss(step.x0, gradient, step.free)
         return loss if m.weight == 1 else m.weight * loss
 
     def _look(self, x0: Tensor, rollout: Rollout) -> dict[str, float]:

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .assembly import BUNDLED as OF_FAMILY
 from .assembly import located
+from .backbones import TEACHERS
 from .backbones.base import Backbone
 from .config import load_recipe
 from .errors import UserError
@@ -189,6 +189,11 @@ def run_student(run: Path, base: Base | None) -> tuple[str, Path, Base]:
     found = run / FOLDER / FULL_NATIVE
     if not found.is_file():
         raise UserError(f"{run} holds no student yet; finish it with --resume {run}, or take another run")
+    if recipe.model.init == "first_frame":
+        raise UserError(
+            f"the student of {run} has more input channels than its base, which no LoRA can add; take the full copy in "
+            f"{run / FOLDER} as it is"
+        )
     if base is None:
         if recipe.model.init == "random":
             raise UserError(f"{run} began with random weights, so it has no base to be measured from; name a --model")
@@ -218,7 +223,7 @@ def _model_for(
     family: Backbone, metadata: LoraMetadata | None, base: Base | None, path: Path, lines: list[str]
 ) -> nn.Module | None:
     """The base to compare outputs with, in float32; None if there is none."""
-    if base is None and not (family.name in OF_FAMILY and metadata and metadata.base_hash):
+    if base is None and not (family.name in TEACHERS and metadata and metadata.base_hash):
         return None
     precision = (metadata.base_precision if metadata else "") or "fp32"
     model = (base or Base(BUNDLED)).load(family, precision)

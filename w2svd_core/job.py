@@ -121,10 +121,10 @@ def one_stage(recipe: Recipe, folder: Path, resume: Path, watch: Watch, make: Ma
                 watch.say(f"warning: {line}")
     if tensors:
         job.program.load_tensors(tensors)
+        tensors.clear()  # else they stay beside the weights to the end
         watch.say(f"going on after step {start} of {job.program.rounds}")
     elif recipe.start and isinstance(job.program, Distillation):
-        start_from(job.program, recipe.start, before)
-        watch.say(f"starting from the student and critic of {recipe.start}")
+        watch.say(f"starting from {start_from(job.program, recipe.start, before)}")
     try:
         guard = QualityGuard(recipe, run, job, start, watch) if recipe.guard.every else None
         if guard is None or not guard.enough:  # a run that it has ended stays so

@@ -72,6 +72,7 @@ class Learner:
         kind = next(iter(self.parameters.values())).device.type
         self.scaler = torch.amp.GradScaler(kind, init_scale=FIRST_SCALE, enabled=scale_loss)
         self.updates = 0
+        self.age = 0  # updates that the moving average has seen, those of the run that it came from too
         self.nonfinite_in_a_row = 0
 
     def update(self, losses: Tensor | Iterable[Tensor]) -> dict[str, float]:
@@ -116,8 +117,9 @@ class Learner:
             group["lr"] = self.lr * self.schedule(self.updates)
         self.adam.step()
         self.updates += 1
+        self.age += 1
         # a young average leans on the newest weights, or it would hold on to the first ones for 1 / (1 - decay) updates
-        decay = min(self.ema_decay, (1 + self.updates) / (10 + self.updates))
+        decay = min(self.ema_decay, (1 + self.age) / (10 + self.age))
         for name, mean in self.average.items():
             mean.lerp_(self.parameters[name].detach(), 1 - decay)
 
@@ -129,8 +131,13 @@ class Learner:
                 f"{self.updates}; start again with a lower {self.name}.lr or with model.precision fp32"
             )
 
-    def begin_with(self, weights: Mapping[str, Tensor], averages: Mapping[str, Tensor]) -> None:
-        """Take over weights, and the moving average where one is kept; nothing of an optimizer."""
+    def begin_with(self, weights: Mapping[str, Tensor], averages: Mapping[str, Tensor], age: int = 0) -> None:
+        """Take over weights, and the moving average where one is kept; nothing of an optimizer.
+
+        Args:
+            age: updates that the averages have seen; 0 for weights in their place.
+        """
+        self.age = age
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(weights[name])
@@ -151,7 +158,7 @@ class Learner:
         if self.scaler.is_enabled():
             scaler = self.scaler.state_dict()
             out["scale"] = torch.tensor([scaler["scale"], scaler["_growth_tracker"]], dtype=torch.float64)
-        out["count"] = torch.tensor([self.updates, self.nonfinite_in_a_row])
+        out["count"] = torch.tensor([self.updates, self.nonfinite_in_a_row, self.age])
         return out
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
@@ -172,4 +179,5 @@ class Learner:
         if self.scaler.is_enabled():
             scale, sound = tensors["scale"].tolist()
             self.scaler.load_state_dict({**self.scaler.state_dict(), "scale": scale, "_growth_tracker": int(sound)})
-        self.updates, self.nonfinite_in_a_row = (int(n) for n in tensors["count"])
+        self.updates, self.nonfinite_in_a_row, *age = (int(n) for n in tensors["count"])
+        self.age = age[0] if age else self.updates  # of a checkpoint of an older version

@@ -23,7 +23,7 @@ class FlowMatching:
 
     def __init__(self, recipe: Recipe, model: SharedModel, data: TrainingSet, student: Learner, rank: int = 0) -> None:
         self.recipe, self.model, self.data, self.student, self.rank = recipe, model, data, student, rank
-        self.null = data.null.to(model.device)
+        self.empty = data.empty.to(model.device)  # a negative prompt stays what no clip was ever called
 
     @property
     def rounds(self) -> int:
@@ -38,7 +38,7 @@ class FlowMatching:
         latents, condition = self.data.batch(rows, self.model.device)
         assert latents is not None  # the settings refuse prompts alone
         named = (torch.rand(t.batch, generator=rng) >= t.condition_dropout).to(self.model.device)
-        condition = condition.where(named, condition.instead(self.null))
+        condition = condition.where(named, condition.instead(self.empty))
         sigma = score_times(t.batch, law=t.time_law, shift=t.time_shift, lowest=0.001, highest=1.0, generator=rng)
         sigma = sigma.to(self.model.device)
         eps = torch.randn(latents.shape, generator=rng).to(self.model.device)

@@ -17,14 +17,15 @@ from .config import load_recipe, recipe_to_yaml, settings_of
 from .errors import UserError
 from .files import opened_safetensors, read_safetensors, write_safetensors, write_text
 from .options import show
-from .places import rewritten
+from .places import PLACES, rewritten
 from .settings import Recipe
 
 KEPT_CHECKPOINTS = 2
 MAY_CHANGE = (
     "evaluate.", "teacher.", "train.steps", "train.checkpoint_every", "train.log_every", "train.sample_every",
-    "train.max_nonfinite", "train.tracker", "model.path", "data.folder", "data.cache", "name", "start", "guard.keep",
-    "guard.stop_after", "guard.motion", "guard.saturation", "guard.diversity", "frame_matching.model",
+    "train.max_nonfinite", "train.tracker", "name", "start", "guard.keep", "guard.stop_after", "guard.motion",
+    "guard.saturation", "guard.diversity", "model.loras",
+    *(f"{section}.{name}" for section, names in PLACES.items() for name in names),
 )  # fmt: skip
 """Settings that a run may go on with when they were changed: a longer training, files that have moved (their contents
 are compared), what is shown and how it is measured."""

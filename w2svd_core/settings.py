@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Literal, Self
 from pydantic import create_model, field_validator, model_validator
 
 from .guard_settings import Guard
-from .objectives import check_terms, sections
+from .objectives import check_terms, clips_for, sections
 from .sections import MAX_COUNT, MAX_SEED, Optimizer, Section, setting
 from .sigmas import check_sigmas
 
+PURE_NOISE = 0.99  # the timesteps of Stable Diffusion end a little below 1
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -53,8 +54,8 @@ class Model(Section):
     )
     first_frame: bool = setting(
         False,
-        "clips start from a given first frame (only for init random, and for a model that can do both: Wan 2.2 TI2V, "
-        "Cosmos, HunyuanVideo 1.5)",
+        "clips start from a given first frame (only for init random, and for a model that starts from text or from an "
+        "image alike)",
     )
     init: Literal["load", "random", "first_frame"] = setting(
         "load",
@@ -74,7 +75,9 @@ class Student(Optimizer):
 
     kind: Literal["lora", "full"] = setting("lora", "lora = an adapter on the frozen base; full = a trainable copy")
     rank: int = setting(64, "rank of the student's adapter (only for kind lora)", ge=1, le=1024)
-    init: str = setting("", "few-step LoRA file of any rank that the adapters start from; empty = from nothing")
+    init: str = setting(
+        "", "few-step LoRA file of any rank that the student starts from, the critic never; empty = from nothing"
+    )
     save_precision: Literal["fp32", "bf16", "fp16"] = setting("fp32", "number format of a saved full copy")
     ema: float = setting(
         0.0, "decay of the student's moving average, which is what is saved (0 = off)", ge=0, le=0.9999
@@ -83,13 +86,15 @@ class Student(Optimizer):
     sigmas: tuple[float, ...] = setting(
         (1.0, 0.9375, 0.8333333, 0.625, 0.0),
         "noise levels of the student's steps; one more than it has steps",
-        rule="a descending list of 2 to 1001 sigmas from at most 1 down to 0, such as 1,0.75,0",
+        rule="a descending list of 2 to 1001 sigmas from 1 (at least 0.99) down to 0, such as 1,0.75,0",
     )
 
     @field_validator("sigmas")
     @classmethod
     def _descending(cls, sigmas: tuple[float, ...]) -> tuple[float, ...]:
         check_sigmas(sigmas)
+        if sigmas[0] < PURE_NOISE:
+            raise ValueError(f"sigmas {list(sigmas)} must begin at 1, the pure noise that a student starts from")
         if len(sigmas) > 1001:
             raise ValueError("sigmas are more than 1000 steps")
         return sigmas
@@ -343,15 +348,9 @@ class _Recipe(Section):
         return self
 
     def _check_prompts(self) -> None:
-        needs_clips = {
-            f"method {self.method}": self.method != "distribution_matching",
-            "first": bool(self.first),
-            "rollout.source noised_data": self.rollout.source == "noised_data",
-            "evaluate.clips": self.evaluate.clips > 0 and self.data.folder != "portraits",
-        }
-        for key, needed in needs_clips.items():
-            if needed:
-                raise ValueError(f"{key} needs clips, and data.prompts gives prompts alone; clear one of the two")
+        measured = "evaluate.clips" if self.evaluate.clips and self.data.folder != "portraits" else ""
+        if key := clips_for(self) or measured:
+            raise ValueError(f"{key} needs clips, and data.prompts gives prompts alone; clear one of the two")
 
     def _check_distillation(self) -> None:
         if self.matching.ground_truth_weight and self.rollout.source == "backward_simulation":
@@ -374,10 +373,10 @@ class _Recipe(Section):
                 f"critic.kind full has no adapter whose strength matching.alpha_weak {weak:g} and alpha_strong "
                 f"{strong:g} could set; set them to 0 and 1, or critic.kind to lora"
             )
-        if weak > strong or (weak == strong and self.matching.guidance_scale == 1):
+        if weak > strong or not strong or (weak == strong and self.matching.guidance_scale == 1):
             raise ValueError(
-                f"matching.alpha_weak {weak:g} must be below matching.alpha_strong {strong:g}, "
-                "or the student learns nothing or the reverse; lower matching.alpha_weak"
+                f"matching.alpha_weak {weak:g} must be below matching.alpha_strong {strong:g}, or critic or student "
+                "learns nothing or the reverse; lower matching.alpha_weak, or set matching.alpha_strong to 1"
             )
 
     def _check_teacher(self) -> None:

@@ -10,19 +10,24 @@ from torch import Tensor
 from .distillation import Distillation
 from .errors import UserError
 from .files import read_safetensors
+from .guard import take_best
 from .learner import Learner
 from .run import RunFolder
 
 
-def start_from(program: Distillation, place: str, base: str) -> None:
+def start_from(program: Distillation, place: str, base: str) -> str:
     """Give a program the newest student and critic of a finished or stopped run; optimizers begin anew.
 
     The moving average goes along where both runs keep one. This is what DFD's own code does (arXiv 2606.18478:
-    generator, critic and average are loaded, optimizer states are not).
+    generator, critic and average are loaded, optimizer states are not). Of a run that keeps its best look the student
+    is that one.
 
     Args:
         place: the run's folder.
         base: hash of the frozen base here.
+
+    Returns:
+        What was taken.
 
     Raises:
         UserError: there is no such run, it is of another base, or its student or critic are of another kind or rank.
@@ -37,6 +42,8 @@ def start_from(program: Distillation, place: str, base: str) -> None:
     for name, learner in program.learners().items():
         if name in ("student", "critic"):
             _take_over(learner, tensors, name, place)
+    best = take_best(run, program.student) if run.recipe().guard.keep == "best" else None
+    return f"the student {f'of round {best.step}, the best look, ' if best else ''}and critic of {place}"
 
 
 def _take_over(learner: Learner, tensors: Mapping[str, Tensor], name: str, place: str) -> None:
@@ -49,5 +56,6 @@ def _take_over(learner: Learner, tensors: Mapping[str, Tensor], name: str, place
             f"start {place} has no {name} of this kind and rank; set {name}.kind and {name}.rank as they are there"
         )
     found = {n: weight for n, weight in weights.items() if weight is not None}
-    averages = {n: tensors.get(f"{name}/average/{n}", weight) for n, weight in found.items()}
-    learner.begin_with(found, averages)
+    averages = {n: tensors[f"{name}/average/{n}"] for n in found if f"{name}/average/{n}" in tensors}
+    _, _, *age = tensors[f"{name}/count"].tolist()
+    learner.begin_with(found, {**found, **averages}, int(age[0]) if averages and age else 0)

@@ -72,7 +72,7 @@ def student_metadata(recipe: Recipe, model: SharedModel, note: str = "") -> Lora
     """What travels inside the student's file: the schedule, and what it was made from and how."""
     m = recipe.matching
     made: dict[str, tuple[str, float | None, float | None]] = {  # method, alpha_weak, guidance
-        "distribution_matching": (mixture(recipe), m.alpha_weak, m.guidance_scale),
+        "distribution_matching": (mixture(recipe), *((m.alpha_weak, m.guidance_scale) if m.weight else (None, None))),
         "consistency": ("lcm", None, cast(float, value_of(recipe, "consistency.guidance_scale"))),
         "flow_matching": ("flow_matching", None, None),
     }

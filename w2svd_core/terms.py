@@ -97,7 +97,12 @@ class Term(ABC):
     Args:
         settings: the paper's own section of the recipe.
         stage: what is there around it.
+
+    Attributes:
+        needs_clips: it learns from clips, and prompts alone do not serve.
     """
+
+    needs_clips = False
 
     def __init__(self, settings: Any, stage: Stage) -> None:
         self.settings, self.stage = settings, stage

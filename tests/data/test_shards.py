@@ -47,7 +47,7 @@ def build(folder: Path, names: list[str]) -> tuple[Path, dict[str, Row]]:
         some = range(start, min(start + 4, len(names)))
         embeddings = Condition({"text": torch.cat([text(number) for number in some])})
         write_prompts(folder / "text-1", [f"prompt {number}" for number in some], embeddings)
-    write_null(folder / "text-1", Condition({"text": text(77)}))
+    write_null(folder / "text-1", Condition({"text": text(77)}), Condition({"text": text(78)}))
     clips, texts = known_rows(folder / "clips-1"), known_rows(folder / "text-1")
     clip_files, text_files = (sorted({place.file for place in known.values()}) for known in (clips, texts))
     table = []
@@ -84,7 +84,7 @@ def test_every_row_comes_back_as_it_was_written(mixed: tuple[ShardSet, list[Row]
             assert condition.fields[name].dtype == rows[0].fields[name].dtype
         assert torch.equal(condition.fields["text"], torch.cat([text(numbers[i]) for i in batch]))
         assert data.shape(batch) == latents.shape[1:]
-    assert torch.equal(data.null.fields["text"], text(77))
+    assert torch.equal(data.null.fields["text"], text(77)) and torch.equal(data.empty.fields["text"], text(78))
     with pytest.raises(ValueError, match="2 buckets"):
         data.batch([0, 10], CPU)
 

@@ -16,6 +16,7 @@ from ..assembly import Job, job_of, roles_of
 from ..data.encoder_source import EncoderSource
 from ..data.training_set import TrainingSet
 from ..errors import UserError
+from ..objectives import clips_for
 from ..settings import Recipe
 from . import FAMILIES, backbone
 from .comfy_backbone import NativeBackbone, refuse_other_processes
@@ -95,8 +96,8 @@ def native_job(patcher: Any, recipe: Recipe, data: TrainingSet, source: EncoderS
         raise UserError("a native MODEL trains a LoRA, not a full copy; set student.kind lora")
     if recipe.first:
         raise UserError("a native MODEL is not fine-tuned before it is distilled; leave first empty")
-    if recipe.rollout.source == "noised_data" and data.batch([0], torch.device("cpu"))[0] is None:
-        raise UserError("rollout.source noised_data needs clips, and there are prompts alone; use backward_simulation")
+    if (key := clips_for(recipe)) and data.batch([0], torch.device("cpu"))[0] is None:
+        raise UserError(f"{key} needs clips, and there are prompts alone; connect clips, or switch that off")
     with mounted(patcher) as base:
         model = roles_of(recipe, NativeBackbone(base), base)
         yield job_of(recipe, model, source, data)

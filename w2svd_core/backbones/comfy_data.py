@@ -36,6 +36,11 @@ class Prompts:
     captions: tuple[str, ...]
     size: Size
 
+    @property
+    def empty(self) -> Condition:
+        """Never asked for: a MODEL is not fine-tuned."""
+        return self.null
+
     def __len__(self) -> int:
         return len(self.condition)
 
@@ -61,6 +66,10 @@ class Buckets:
     @property
     def null(self) -> Condition:
         return self.sets[0].null
+
+    @property
+    def empty(self) -> Condition:
+        return self.sets[0].empty
 
     @property
     def captions(self) -> tuple[str, ...]:

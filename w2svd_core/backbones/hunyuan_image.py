@@ -137,6 +137,14 @@ class PicturePrompts:
 
     def null(self) -> Condition:
         """`text`, `text_mask` and `pooled`, one row."""
+        return self._null
+
+    def empty(self) -> Condition:
+        """The same: of a prompt without a picture there is no text."""
+        return self._null
+
+    @cached_property
+    def _null(self) -> Condition:
         return Condition({**self.llava().black(""), **self.clip.encode([""]).fields})
 
     def fingerprint(self) -> str:

@@ -113,3 +113,10 @@ def null_condition(prompts: PromptEncoder) -> Condition:
     own = getattr(prompts, "null", None)
     null: Condition = own() if own is not None else prompts.encode([""])
     return null
+
+
+def empty_condition(prompts: PromptEncoder) -> Condition:
+    """What is left where a caption is left out, one row: the empty prompt, and not what guidance leads away from."""
+    own = getattr(prompts, "empty", None)
+    empty: Condition = own() if own is not None else prompts.encode([""])
+    return empty

@@ -19,7 +19,7 @@ from ..randomness import shuffled_rows
 from ..settings import Data
 from .clips import Clip, list_clips
 from .codec import to_unit
-from .encoder_source import LoadedEncoders, null_condition
+from .encoder_source import LoadedEncoders, empty_condition, null_condition
 
 LAYOUT = 2  # of the cache's files; another number makes them anew
 CONDITION = "condition/"  # before the names of a condition's fields in the cache
@@ -33,14 +33,21 @@ class LatentSet:
     Attributes:
         latents: `n c f h w`, unit scale.
         condition: n rows.
-        null: one row, the condition of the empty prompt.
+        null: one row, what guidance leads away from.
         captions: n texts.
+        unnamed: one row, where the empty prompt is another one.
     """
 
     latents: Tensor
     condition: Condition
     null: Condition
     captions: tuple[str, ...]
+    unnamed: Condition | None = None
+
+    @property
+    def empty(self) -> Condition:
+        """The empty prompt, one row."""
+        return self.null if self.unnamed is None else self.unnamed
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -111,6 +118,7 @@ def load_latents(settings: Data, encoders: LoadedEncoders, progress: Progress) -
         Condition({name.removeprefix(CONDITION): t for name, t in tensors.items() if name.startswith(CONDITION)}),
         null_condition(encoders.prompts),
         tuple(clip.caption for clip in clips),
+        empty_condition(encoders.prompts),
     )
 
 

@@ -22,7 +22,7 @@ from ..settings import Data
 from .buckets import Bucket, Plan
 from .clips import Clip
 from .codec import Codec, to_unit
-from .encoder_source import EncoderSource, StartEncoder, null_condition
+from .encoder_source import EncoderSource, StartEncoder, empty_condition, null_condition
 from .indexing import index_clips, index_prompts
 from .latents import Progress
 from .shards import (
@@ -34,6 +34,7 @@ from .shards import (
     Source,
     known_rows,
     prompt_key,
+    read_null,
     write_clips,
     write_null,
     write_prompts,
@@ -93,10 +94,10 @@ def _encode_prompts(want: Wanted, source: EncoderSource, progress: Progress) -> 
     """Encode the prompts that are not known yet; returns how many."""
     known = known_rows(want.text)
     new = list(dict.fromkeys(prompt for prompt in want.prompts if prompt_key(prompt) not in known))
-    if not new and (want.text / NULL).is_file():
+    if not new and (want.text / NULL).is_file() and read_null(want.text)[1] is not None:
         return 0
     encoder = source.load_prompts()
-    write_null(want.text, null_condition(encoder))
+    write_null(want.text, null_condition(encoder), empty_condition(encoder))
     for start in range(0, len(new), TEXT_ROWS):
         some = new[start : start + TEXT_ROWS]
         write_prompts(want.text, [prompt_key(prompt) for prompt in some], encoder.encode(some))

@@ -24,7 +24,10 @@ class PromptEncoder(Protocol):
     width: int
 
     def encode(self, prompts: Sequence[str]) -> Condition:
-        """B rows of the fields that the family's models take; the empty prompt is the null condition of guidance."""
+        """B rows of the fields that the family's models take.
+
+        The empty prompt is what guidance leads away from, unless an encoder has a `null` of its own.
+        """
         ...
 
     def fingerprint(self) -> str:

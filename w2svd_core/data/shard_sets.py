@@ -14,10 +14,10 @@ from torch import Tensor
 
 from ..condition import Condition
 from ..errors import UserError
-from ..files import read_safetensors, write_text
+from ..files import write_text
 from ..hashing import value_hash
 from ..randomness import shuffled_rows
-from .shards import CONDITION, NULL, read_rows
+from .shards import CONDITION, NULL, read_null, read_rows
 from .training_set import bucket_rows
 
 INDEX = "index.json"
@@ -121,6 +121,15 @@ class PromptSet:
         self._shape = shape
         self.null, self.captions = self._rows.null, self._rows.captions
 
+    @property
+    def empty(self) -> Condition:
+        """The empty prompt, one row.
+
+        Raises:
+            UserError: an older version prepared the set without it.
+        """
+        return self._rows.empty
+
     def __len__(self) -> int:
         return len(self._rows.table)
 
@@ -159,6 +168,15 @@ class ShardSet:
         self._sizes = np.bincount(self._rows.table[:, 2], minlength=len(self._rows.index.buckets)).tolist()
         self._starts = np.cumsum([0, *self._sizes]).tolist()
         self.null, self.captions = self._rows.null, self._rows.captions
+
+    @property
+    def empty(self) -> Condition:
+        """The empty prompt, one row.
+
+        Raises:
+            UserError: an older version prepared the set without it.
+        """
+        return self._rows.empty
 
     def __len__(self) -> int:
         return len(self._rows.table)
@@ -209,8 +227,16 @@ class _Rows:
                 raise UserError(f"{file} is gone; prepare the clips again by python -m w2svd_core.prepare")
         self.table = np.asarray(self.index.rows, np.int32)  # `rows 2`, or `rows 5`
         self.captions = tuple(self.index.captions)
-        null, _ = read_safetensors(folder / self.index.text / NULL)
-        self.null = Condition({name.removeprefix(CONDITION): value for name, value in null.items()})
+        self.null, self._empty = read_null(folder / self.index.text)
+
+    @property
+    def empty(self) -> Condition:
+        if self._empty is None:
+            raise UserError(
+                f"{self.folder} was prepared without the empty prompt, which stands for captions that are left out; "
+                "run python -m w2svd_core.prepare once more, it adds that alone"
+            )
+        return self._empty
 
     def fingerprint(self) -> str:
         """The parts, and which rows came of them in which order; not how they are spread over shards."""

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..condition import Condition
 from ..errors import UserError
-from ..files import opened_safetensors, write_safetensors
+from ..files import opened_safetensors, read_safetensors, write_safetensors
 from ..hashing import value_hash
 from .clips import Clip
 from .image_folders import frame_files
@@ -32,7 +32,8 @@ LAYOUT = 1  # of the shards; another number makes them anew
 TEXT_ROWS = 64  # prompts in a shard
 CLIP_ROWS, CLIP_BYTES = 32, 256 << 20  # clips in a shard, at most; at most about so large
 CONDITION = "condition/"  # before the names of a condition's fields
-NULL = "null.safetensors"
+NULL = "null.safetensors"  # the file of the two prompts that are no caption
+EMPTY = "empty/"  # before the fields of the second one
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,9 +115,24 @@ def write_clips(folder: Path, rows: Sequence[Row]) -> None:
     _write(folder, [row.key for row in rows], tensors, {"sources": sources})
 
 
-def write_null(folder: Path, null: Condition) -> None:
-    """Write the condition that guidance leads away from."""
-    write_safetensors(folder / NULL, {f"{CONDITION}{name}": value for name, value in null.fields.items()})
+def write_null(folder: Path, null: Condition, empty: Condition) -> None:
+    """Write the condition that guidance leads away from, and that of the empty prompt."""
+    rows = ((CONDITION, null), (EMPTY, empty))
+    write_safetensors(folder / NULL, {f"{p}{name}": value for p, one in rows for name, value in one.fields.items()})
+
+
+def read_null(folder: Path) -> tuple[Condition, Condition | None]:
+    """What `write_null` wrote; None for an empty prompt that an older version did not write.
+
+    Raises:
+        UserError: the file is gone or broken.
+    """
+    tensors, _ = read_safetensors(folder / NULL)
+    null, empty = (
+        {name.removeprefix(p): value for name, value in tensors.items() if name.startswith(p)}
+        for p in (CONDITION, EMPTY)
+    )
+    return Condition(null), Condition(empty) if empty else None
 
 
 def _write(folder: Path, keys: Sequence[str], tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> None:

@@ -20,6 +20,11 @@ class TrainingSet(Protocol):
         ...
 
     @property
+    def empty(self) -> Condition:
+        """The empty prompt: one row of the same fields; the same as `null` for families that have nothing to avoid."""
+        ...
+
+    @property
     def captions(self) -> Sequence[str]:
         """What the first rows show; not necessarily all rows."""
         ...

@@ -33,6 +33,17 @@ def terms() -> dict[str, Any]:
     return _members("Added")
 
 
+def clips_for(recipe: Any) -> str:
+    """The setting for which prompts alone do not serve a recipe; "" where they do."""
+    needs = {
+        f"method {recipe.method}": recipe.method != "distribution_matching",
+        "first": bool(recipe.first),
+        "rollout.source noised_data": recipe.rollout.source == "noised_data",
+        **{name: kind.needs_clips and kind.is_on(getattr(recipe, name)) for name, kind in terms().items()},
+    }
+    return next((key for key, needed in needs.items() if needed), "")
+
+
 def check_terms(recipe: Any) -> None:
     """Whether the terms that a recipe asks for can act.
 

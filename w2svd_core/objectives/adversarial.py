@@ -7,6 +7,7 @@ here the critic learns from its own loss alone: ours).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from ..condition import Condition
     from ..heads import Features
     from ..rollout import Rollout
+    from ..settings import Recipe
     from ..terms import Stage, StudentStep
 
 Form = Literal["softplus", "hinge"]
@@ -96,6 +98,7 @@ class Added(Term):
     """The discriminator: heads on noised clips and noised samples, and their gradient for the generator."""
 
     settings: Settings
+    needs_clips = True
 
     def __init__(self, settings: Settings, stage: Stage) -> None:
         from ..heads import Heads, tapped_blocks
@@ -113,6 +116,15 @@ class Added(Term):
     def is_on(cls, settings: Settings) -> bool:
         return settings.weight > 0
 
+    @classmethod
+    def misfit(cls, settings: Settings, recipe: Recipe) -> str:
+        if settings.features == "fake" and not recipe.matching.weight:
+            return (
+                "adversarial.features fake are the critic's, and matching.weight 0 leaves none; set them to teacher, "
+                "or matching.weight to 1"
+            )
+        return ""
+
     def loss(self, step: StudentStep) -> Tensor | None:
         """The gradient in x0 is taken here and handed on: nothing reaches the networks that are looked through."""
         import torch
@@ -123,20 +135,17 @@ class Added(Term):
         x0 = step.x0.detach().requires_grad_()
         noised = self.stage.model.backbone.process.noise(x0, step.eps, step.sigma)
         features = self._features(noised, step.sigma, step.rollout.condition)
-        value = generator_loss(self._logits(features), self.settings.form)
-        (gradient,) = torch.autograd.grad(value, x0)
+        logits = self._logits(features)
+        value = generator_loss(logits, self.settings.form)
+        scale = 2.0 ** int(math.log2(logits.numel()))  # each logit's share of the mean would be nothing in float16
+        (gradient,) = torch.autograd.grad(scale * value, x0)
         step.logs["adversarial/generator"] = float(value.detach())
         if step.free is not None:
             gradient = gradient * step.free
-        return weight * (step.x0 * gradient).sum()
+        return weight * (step.x0 * (gradient / scale)).sum()
 
     def learn(self, index: int, x0: Tensor, rollout: Rollout) -> dict[str, float]:
-        from ..errors import UserError
-
-        if rollout.data is None:
-            raise UserError(
-                "adversarial needs real clips, and data.prompts gives none; train on clips, or set weight 0"
-            )
+        assert rollout.data is not None  # see `needs_clips`
         logs: dict[str, float] = {}
         for k in range(self.settings.updates):
             logs |= self._update(index, k, x0.detach(), rollout.data, rollout.condition)

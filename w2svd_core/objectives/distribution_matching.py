@@ -58,10 +58,15 @@ def matching_gradient(
     return (fake - real) / per_sample_mean((x - real).abs(), free).clamp(min=floor)
 
 
-def matching_loss(x_student: Tensor, gradient: Tensor) -> Tensor:
-    """A scalar whose gradient in x_student is `gradient` / elements: 1/2 |x - sg(x - g)|^2 (DMD2's form)."""
+def matching_loss(x_student: Tensor, gradient: Tensor, free: Tensor | None = None) -> Tensor:
+    """A scalar whose gradient in x_student is `gradient` / elements: 1/2 |x - sg(x - g)|^2 (DMD2's form).
+
+    Args:
+        free: as in `matching_gradient`; elements that are given do not count.
+    """
     x = wide(x_student)
-    return 0.5 * (x - (x - gradient).detach()).square().mean()
+    error = (x - (x - gradient).detach()).square()
+    return 0.5 * (error.mean() if free is None else per_sample_mean(error, free).mean())
 
 
 def watch(x_student: Tensor, x0_fake: Tensor, x0_real: Tensor) -> Gap:
