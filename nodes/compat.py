@@ -6,6 +6,7 @@ A module of nodes uses what this file hands out, and `comfy_api` nowhere else.
 from __future__ import annotations
 
 import functools
+import gc
 import inspect
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -23,6 +24,7 @@ __all__ = [
     "ComfyExtension",
     "InputImpl",
     "Types",
+    "blocked",
     "field",
     "io",
     "schema",
@@ -66,6 +68,13 @@ def field(io_type: Any, id: str, **keywords: Any) -> Any:
 def _known(function: Callable[..., Any], keywords: Mapping[str, Any]) -> dict[str, Any]:
     parameters = inspect.signature(function).parameters
     return {name: value for name, value in keywords.items() if name in parameters or name not in LATER}
+
+
+def blocked(why: str) -> Any:
+    """An output that nodes behind it can't have, and why; the others are handed on."""
+    from comfy_execution.graph_utils import ExecutionBlocker
+
+    return ExecutionBlocker(why)
 
 
 # ---- errors
@@ -126,6 +135,7 @@ def _unload() -> None:
     except ImportError:
         return
     model_management.unload_all_models()
+    gc.collect()  # hooks tie models into circles
     model_management.soft_empty_cache()
 
 

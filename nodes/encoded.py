@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .compat import CATEGORY, field, io, schema, setting_values, told, widgets
 from .data import clip_choice, clip_place, prompt_lines
 from .places import input_stamp
+from .shown import shown
 from .sockets import DATASET, Encoded
+
+if TYPE_CHECKING:
+    from numpy import uint8
+    from numpy.typing import NDArray
 
 HERE = f"{CATEGORY}/data"
 FPS = ("data.fps",)
@@ -48,35 +53,45 @@ class EncodeClips(io.ComfyNode):
         from ..w2svd_core.config import check_recipe
         from ..w2svd_core.data.clips import list_clips
         from ..w2svd_core.data.latents import clip_folder
+        from ..w2svd_core.data.video import read_video
+        from ..w2svd_core.errors import UserError
         from .progress import NodeProgress
 
         progress = NodeProgress(str(cls.hidden.unique_id))
         settings = {"data.folder": clip_place(folder), **setting_values(given)}
         data = check_recipe(settings, "in Encode Clips from Folder").data
         clips = list_clips(clip_folder(data, progress))
-        latents = []
+        latents, captions, dropped = [], [], []
         for done, clip in enumerate(clips, start=1):
-            latents.append({"samples": encoded(vae, clip.path, data)})
+            try:
+                frames = read_video(clip.path, data.frames, data.height, data.width, data.fps)
+            except UserError as error:  # broken or too short: the others serve
+                dropped.append(str(error))
+            else:
+                latents.append({"samples": encoded(vae, frames, clip.path)})
+                captions.append(clip.caption)
             progress("encoding clips", done, len(clips))
-        return io.NodeOutput(latents, [clip.caption for clip in clips])
+        if not latents:
+            raise UserError(f"none of {len(clips)} clips can be used; the first: {dropped[0]}")
+        text = "\n".join([f"{len(latents)} of {len(clips)} clips", *(f"dropped: {why}" for why in dropped)])
+        return io.NodeOutput(latents, captions, ui=shown(cls, text))
 
 
-def encoded(vae: Any, path: Path, data: Any) -> Any:
+def encoded(vae: Any, frames: NDArray[uint8], path: Path) -> Any:
     """The latents `1 c f h w` of a clip.
 
     Args:
-        data: the recipe's `data`, with length, size and rate.
+        frames: uint8 `f h w 3`.
+        path: of the clip, for errors.
 
     Raises:
-        UserError: the clip can't be read or is too short, or the VAE is one for pictures.
+        UserError: the VAE is one for pictures, or in a precision that does not hold its latents.
     """
     import torch
 
-    from ..w2svd_core.data.video import read_video
     from ..w2svd_core.errors import UserError
 
-    frames = torch.from_numpy(read_video(path, data.frames, data.height, data.width, data.fps)).float() / 255
-    found = vae.encode(frames)
+    found = vae.encode(torch.from_numpy(frames).float() / 255)
     if found.ndim != 5:
         raise UserError("this VAE encodes pictures, not clips; connect the VAE that belongs to the video model")
     if not found.isfinite().all():

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from ..w2svd_core.lora_metadata import LoraMetadata
 
+AS_TRAINED = "as trained"  # the sampler that a LoRA says of itself
 GROUP = f"{CATEGORY}/lora"
 FORMATS = ["native", "diffusers"]
 KEYS = "native = ComfyUI's own keys; diffusers = keys for its pipelines, which core's loaders do not know."
@@ -166,6 +167,11 @@ class WeakLora(io.ComfyNode):
 def with_schedule(about: LoraMetadata | None, sigmas: Tensor | None, sampler: str) -> LoraMetadata | None:
     """What is known of a LoRA with another first schedule; as it is without sigmas.
 
+    Guidance and note stay those of its schedule of as many steps, else of its first one.
+
+    Args:
+        sampler: one of `SAMPLERS`, or `AS_TRAINED`, which is renoise for a LoRA that says nothing of itself.
+
     Raises:
         UserError: the sigmas do not fall to 0.
     """
@@ -175,8 +181,12 @@ def with_schedule(about: LoraMetadata | None, sigmas: Tensor | None, sampler: st
     from ..w2svd_core.students import shift_of
 
     levels = tuple(float(f"{level:.7g}") for level in sigmas.tolist())  # what is left of the digits in float32
-    first = Schedule(levels, sampler)  # checks the levels
-    first = replace(first, shift=shift_of(levels))
+    known = Schedule(levels)  # checks the levels
+    if about is not None:
+        known = next((one for one in about.schedules if one.steps == known.steps), about.default)
+    first = replace(known, sigmas=levels, shift=shift_of(levels))
+    if sampler != AS_TRAINED:
+        first = replace(first, sampler=sampler)
     if about is None:
         return LoraMetadata(method="", schedules=(first,), base_class="", base_hash="")
     others = [one for one in about.schedules if one.steps != first.steps]
@@ -249,9 +259,10 @@ class SaveLora(io.ComfyNode):
                 field(
                     io.Combo,
                     "sampler",
-                    options=["renoise", "euler"],
-                    default="renoise",
-                    tooltip="Sampler that goes with sigmas (only if sigmas is linked): renoise = core's lcm.",
+                    options=[AS_TRAINED, "renoise", "euler"],
+                    default=AS_TRAINED,
+                    tooltip="Sampler that goes with sigmas (only if sigmas is linked): as trained = what the LoRA says "
+                    "of itself, else renoise; renoise = core's lcm.",
                 ),
                 field(
                     io.Sigmas,

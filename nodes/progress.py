@@ -21,7 +21,7 @@ class NodeProgress:
     def __init__(self, node_id: str) -> None:
         self._node_id = node_id
         self._bar: Any = None
-        self._total = 0
+        self._done, self._total = 0, 0
         self._told = 0.0
         self._preview: Any = None
         self.stopped = False
@@ -45,6 +45,7 @@ class NodeProgress:
     def _show(self, done: int, total: int) -> None:
         from comfy.utils import ProgressBar
 
+        self._done = done
         if self._bar is None or total != self._total:
             self._bar, self._total = ProgressBar(total, node_id=self._node_id), total
         if not self.stop():  # the bar's own hook would throw in the middle of things
@@ -101,6 +102,8 @@ class NodeWatch(NodeProgress):
         self._preview = ("JPEG", Image.fromarray(clips[0][len(clips[0]) // 2]), 512)
         for number, clip in enumerate(clips):
             write_video(self._folder / "samples" / f"student-{number}.mp4", clip, self._fps)
+        if self._total:
+            self._show(self._done, self._total)
 
 
 def _memory() -> list[str]:

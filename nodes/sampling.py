@@ -134,7 +134,7 @@ class FewStepSigmas(io.ComfyNode):
                 field(
                     io.Int,
                     "steps",
-                    default=USUAL_STEPS,
+                    default=0,
                     min=0,
                     max=1000,
                     tooltip="Model steps, 0 to 1000. 0 = as the LoRA was trained, and 4 for source steps. A number "

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import runs
 from .compat import CATEGORY, field, io, schema, setting_values, told, widgets
 from .places import run_folder
 from .sockets import DATASET, MODEL, RECIPE, SHIFT, Dataset, Encoded, Shift, Values
 from .work import TOLD_ROLES, Work, work_of
 
 if TYPE_CHECKING:
-    from ..w2svd_core.run import RunFolder
     from ..w2svd_core.settings import Recipe
     from ..w2svd_core.watch import Watch
 
@@ -27,11 +26,6 @@ SETTINGS = (
     *("train.sample_every", "seed"),
 )
 FOLDED = SETTINGS[9:-1]
-CURVES = {  # of a LOSS_MAP, by what they are called in metrics.jsonl
-    "loss": "student/loss", "motion": "student/motion", "spread": "student/std", "diversity": "student/diversity",
-}  # fmt: skip
-PROMPTS, FILES = "prompts.txt", "model_files.txt"
-OTHER_NAME = "give this one another name, or set them back"
 
 
 class RealShift(io.ComfyNode):
@@ -141,6 +135,10 @@ class Train(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, name: str | None = None, **_: Any) -> int:
+        return runs.times_deleted(name) if name else 0
+
+    @classmethod
     @told
     def execute(
         cls,
@@ -159,11 +157,12 @@ class Train(io.ComfyNode):
         work = work_of(model, dataset, vae)
         recipe = recipe_of(work, folder, shift, settings)
         if work.prompts:
-            write_prompts(folder, work.prompts)
+            runs.write_prompts(folder, work.prompts)
         watch = NodeWatch(str(cls.hidden.unique_id), folder, recipe.data.fps)
         with torch.inference_mode(False), torch.enable_grad():
             train(recipe, folder, work, watch)
-        return io.NodeOutput(*made(folder), str(folder))
+        runs.FINISHED.add(folder)
+        return io.NodeOutput(*runs.made(folder), str(folder))
 
 
 def recipe_of(work: Work, folder: Path, shift: Shift | None, settings: Values | None) -> Recipe:
@@ -177,7 +176,7 @@ def recipe_of(work: Work, folder: Path, shift: Shift | None, settings: Values | 
     given = {**(settings.settings if settings else {}), **(shift.settings if shift else {})}
     values = {**work.settings(given), **given}
     if work.prompts:
-        values["data.prompts"] = str(folder / PROMPTS)
+        values["data.prompts"] = str(folder / runs.PROMPTS)
     fixed = {"name": "graph", "evaluate.clips": 0, "train.tracker": "none"}
     return load_recipe(work.base, {**values, **fixed}, "in the inputs of Train")
 
@@ -195,87 +194,25 @@ def train(recipe: Recipe, folder: Path, work: Work, watch: Watch) -> None:
     from ..w2svd_core.files import write_text
     from ..w2svd_core.job import carry_out
     from ..w2svd_core.run import RunFolder
-    from ..w2svd_core.students import FOLDER, NATIVE
 
-    files = folder / FILES
+    files, same = folder / runs.FILES, True
     if RunFolder.is_one(folder):
-        refuse_another_recipe(RunFolder.open(folder), recipe)
+        same = runs.is_of_recipe(RunFolder.open(folder), recipe)
         if files.is_file() and files.read_text(encoding="utf-8") != work.files():
-            raise UserError(f"the run {folder.name} was made from other model files; {OTHER_NAME}")
+            raise UserError(f"the run {folder.name} was made from other model files; {runs.OTHER_NAME}")
     with work.ready(recipe, watch) as make:
         if RunFolder.is_one(folder):
-            refuse_another_origin(RunFolder.open(folder), work.origin(recipe, make, watch))
-        finished = (folder / FOLDER / NATIVE).is_file()
+            runs.refuse_another_origin(RunFolder.open(folder), work.origin(recipe, make, watch))
+            if not same:
+                runs.write_recipe(folder, recipe)
         try:
-            code = 0 if finished else carry_out(recipe, folder, watch, make)
+            code = 0 if same and runs.is_finished(folder) else carry_out(recipe, folder, watch, make)
         finally:
             if RunFolder.is_one(folder):  # wrong inputs make none
                 with contextlib.suppress(UserError):  # a full disk has been told already
                     write_text(files, work.files())
     if code:
         raise management.InterruptProcessingException
-
-
-def refuse_another_recipe(run: RunFolder, recipe: Recipe) -> None:
-    """Raise a UserError where a run was made by another recipe."""
-    from ..w2svd_core.config import recipe_to_yaml
-    from ..w2svd_core.errors import UserError
-    from ..w2svd_core.run import anchored
-
-    if recipe_to_yaml(run.recipe()) != recipe_to_yaml(anchored(recipe)):
-        raise UserError(f"the run {run.path.name} was made with other inputs; {OTHER_NAME}")
-
-
-def refuse_another_origin(run: RunFolder, origin: Mapping[str, str]) -> None:
-    """Raise a UserError where a run was made of another model or of other data."""
-    from ..w2svd_core.errors import UserError
-
-    then = run.origin()
-    for key, what in (("base", "another MODEL"), ("data", "other clips or prompts")):
-        if then and key in origin and then.get(key) != origin[key]:
-            raise UserError(f"the run {run.path.name} was made with {what}; {OTHER_NAME}")
-
-
-def write_prompts(folder: Path, prompts: tuple[str, ...]) -> None:
-    """Put the prompts where the recipe looks for them, unless a run of others is there."""
-    from ..w2svd_core.errors import UserError
-    from ..w2svd_core.files import write_text
-
-    path, text = folder / PROMPTS, "".join(f"{prompt}\n" for prompt in prompts)
-    if path.is_file() and path.read_text(encoding="utf-8") != text:
-        raise UserError(f"the run {folder.name} was made with other prompts; {OTHER_NAME}")
-    write_text(path, text)
-
-
-def made(folder: Path) -> tuple[Any, Any, Mapping[str, list[float]], Any]:
-    """What a finished run hands out: LORA_MODEL, SIGMAS, LOSS_MAP and the last samples as IMAGE."""
-    import torch
-
-    from ..w2svd_core.data.video import read_video
-    from ..w2svd_core.files import read_safetensors
-    from ..w2svd_core.lora_files import LoraMetadata
-    from ..w2svd_core.run import RunFolder
-    from ..w2svd_core.students import FOLDER, NATIVE
-    from .native_lora import LoraModel
-
-    path = folder / FOLDER / NATIVE
-    tensors, header = read_safetensors(path)
-    about = LoraMetadata.from_strings(header, path)
-    run = RunFolder.open(folder)
-    sigmas = torch.tensor(about.default.sigmas if about else run.recipe().student.sigmas, dtype=torch.float32)
-    rows = run.metrics()
-    curves = {name: [row[key] for row in rows if key in row] for name, key in CURVES.items()}
-    if len(set(curves["loss"])) < 2:  # core's plot divides by their range
-        curves["loss"] += [0.0, 1e-9]
-    clips = [
-        torch.from_numpy(read_video(file)).float() / 255 for file in sorted((folder / "samples").glob("student-*.mp4"))
-    ]
-    return (
-        LoraModel(tensors, about),
-        sigmas,
-        {name: values for name, values in curves.items() if values},
-        torch.cat(clips),
-    )
 
 
 NODES: list[type[io.ComfyNode]] = [RealShift, DistillSettings, EmbeddedGuidance, Train]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -115,15 +115,17 @@ class NamedWork:
 
         from ..w2svd_core.assembly import assemble, encoder_source
         from ..w2svd_core.data.prepare import prepare
-        from ..w2svd_core.loading import device
+        from ..w2svd_core.memory import free_memory
 
+        device = management.get_torch_device()
         management.unload_all_models()
         management.soft_empty_cache()
         if self.encoders == "own":  # what they make is kept on disk
-            prepare(recipe.data, encoder_source(recipe.model, device()), watch)
+            prepare(recipe.data, encoder_source(recipe.model, device), watch)
         try:
-            yield assemble
+            yield partial(assemble, device=device)
         finally:
+            free_memory()  # nodes behind this one need it in the same prompt
             management.soft_empty_cache()
 
     def files(self) -> str:
@@ -134,10 +136,11 @@ class NamedWork:
         return print_of_files(path / "transformer" if (path / "transformer").is_dir() else path)
 
     def origin(self, recipe: Recipe, make: Maker, watch: Watch) -> Mapping[str, str]:
-        from ..w2svd_core.assembly import encoder_source, training_set
-        from ..w2svd_core.loading import device
+        import comfy.model_management as management
 
-        source = encoder_source(recipe.model, device())
+        from ..w2svd_core.assembly import encoder_source, training_set
+
+        source = encoder_source(recipe.model, management.get_torch_device())
         return {"data": training_set(recipe, source, watch).fingerprint()}
 
 

@@ -144,7 +144,7 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(tmp_path: Path) -> None:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_metrics_on_a_full_disk_say_how_to_go_on(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
-    with pytest.raises(UserError, match="No space left on device; free some space and go on with --resume"):
+    with pytest.raises(UserError, match="No space left on device; free some space and resume"):
         RunFolder(tmp_path).log(1, {"student/loss": 1.0})
 
 

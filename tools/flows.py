@@ -122,7 +122,10 @@ def compare(kinds: dict[str, Kind]) -> Flow:
     clip, vae = parts.text_encoder(loading), parts.vae(loading)
     name = parts.LORA_SMALL["name"]
     lora = loading.column().add("W2SVD_LoadLoRA", models=(parts.LORA_SMALL,), width=400, model=model, lora=name)
-    loading.add("W2SVD_ConvertLoRA", models=(parts.LORA_SMALL,), width=400, lora=name, rank=16)
+    loading.add(
+        "W2SVD_ConvertLoRA", models=(parts.LORA_SMALL,), width=400, lora=name, rank=16, name="w2svd/rank16",
+        if_exists="replace",
+    )  # fmt: skip
     prompt = loading.column().add("CLIPTextEncode", width=400, clip=clip, text=parts.PROMPT)
     empty = loading.add("CLIPTextEncode", "CLIP Text Encode (Negative)", width=400, clip=clip)
     latent = loading.add("EmptyHunyuanLatentVideo", width=400)

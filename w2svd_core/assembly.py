@@ -216,15 +216,17 @@ def _compile(blocks: Iterable[torch.nn.Module]) -> None:
         block.compile()
 
 
-def assemble(recipe: Recipe, accelerator: Any, progress: Progress) -> Job:
+def assemble(recipe: Recipe, accelerator: Any, progress: Progress, device: torch.device | None = None) -> Job:
     """Load and build everything that the recipe names.
 
     Args:
-        accelerator: accelerate's, for the device and the processes.
+        accelerator: accelerate's, for the processes.
         progress: told what is being prepared.
+        device: to train on; accelerate's by default.
     """
-    source = encoder_source(recipe.model, accelerator.device)
-    model = shared_model(recipe, source, accelerator.device)  # what is wrong with it is said before clips are drawn
+    device = device or accelerator.device
+    source = encoder_source(recipe.model, device)
+    model = shared_model(recipe, source, device)  # what is wrong with it is said before clips are drawn
     data = training_set(recipe, source, progress)
     reduce = (lambda grad: accelerator.reduce(grad, "mean")) if accelerator.num_processes > 1 else None
     return job_of(recipe, model, source, data, reduce, accelerator.process_index)

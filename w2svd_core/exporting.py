@@ -98,7 +98,7 @@ def convert(family: Backbone, path: Path, out: Path, format: Format, rank: int |
         largest, scale = _largest_update(pairs, written)
         lines.append(
             f"largest difference of the layers' updates: {largest:.2g} (of {scale:.2g}); the model itself was not "
-            "asked, because no base is named: --model compares its outputs"
+            "asked, because no base is named"
         )
         return lines
     return [*lines, _measured(before, _output_with(family, model, Lora(written)))]

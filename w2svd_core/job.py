@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from .assembly import Job, assemble
 from .backbones.base import Facts
 from .config import recipe_to_yaml
@@ -203,7 +205,11 @@ def finish(recipe: Recipe, run: RunFolder, job: Job, watch: Watch) -> None:
         watch.say(f"guard: the student of round {step}, the best look, is the one that is saved")
     files = save_student(recipe, job, run.path)
     if not recipe.evaluate.clips:  # the only pictures of the end
-        watch.preview(step, preview(recipe, run, job, step))
+        try:
+            watch.preview(step, preview(recipe, run, job, step))
+        except (UserError, torch.OutOfMemoryError) as error:
+            reason = str(error).splitlines()[0].rstrip(".")
+            watch.say(f"warning: the student is saved, but its clips could not be shown ({reason})")
     rows = evaluate_job(recipe, job, run.path, watch) if recipe.evaluate.clips else []
     report = write_report(run, recipe, rows, files)
     print(f"\nDone. Look at {report}")

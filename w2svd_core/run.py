@@ -37,6 +37,12 @@ ORIGIN = {
 """What a run was made of beside its recipe, as hashes: the setting that names it, and how to say that it is another."""
 
 
+def set_in_stone(then: Mapping[str, object], now: Mapping[str, object]) -> list[str]:
+    """The settings, of those that two recipes both have, whose change would make it another run."""
+    both = (key for key in then if key in now)
+    return [key for key in both if then[key] != now[key] and not key.startswith(MAY_CHANGE)]
+
+
 def place_for(recipe: Recipe, out: Path | None) -> Path:
     """Where a new run goes: `out`, or `./runs/<recipe>-<time>`. Nothing is written yet.
 
@@ -114,9 +120,7 @@ class RunFolder:
             with path.open("a", encoding="utf-8") as stream:
                 stream.write(line + "\n")
         except OSError as error:
-            raise UserError(
-                f"cannot write {path}: {error.strerror}; free some space and go on with --resume {self.path}"
-            ) from error
+            raise UserError(f"cannot write {path}: {error.strerror}; free some space and resume the run") from error
 
     def metrics(self) -> list[dict[str, float]]:
         """Every whole line of metrics.jsonl."""
@@ -139,12 +143,11 @@ class RunFolder:
     def _check_origin(self, path: Path, metadata: Mapping[str, str]) -> None:
         """Refuse a checkpoint of another recipe, base model or data: going on from it would be another run."""
         then, now = (settings_of(made_of.get("recipe", "")) for made_of in (metadata, self.made_of))
-        for key in then.keys() & now.keys():
-            if then[key] != now[key] and not key.startswith(MAY_CHANGE):
-                raise UserError(
-                    f"{path} is of a run with {key} {show(then[key])}, {self.path / 'recipe.yaml'} says "
-                    f"{show(now[key])}; set it back, or start a new run"
-                )
+        for key in set_in_stone(then, now):
+            raise UserError(
+                f"{path} is of a run with {key} {show(then[key])}, {self.path / 'recipe.yaml'} says "
+                f"{show(now[key])}; set it back, or start a new run"
+            )
         for name, what in ORIGIN.items():
             if metadata.get(name, "") != self.made_of.get(name, ""):
                 raise UserError(f"{path} was made with {what} holds now; put them back, or start a new run")
@@ -190,8 +193,8 @@ class RunFolder:
                 step = int(metadata["step"])
             except (UserError, KeyError, ValueError) as error:
                 raise UserError(
-                    f"{found[-1]} is not a whole checkpoint of this program; remove it, and --resume goes on from "
-                    "the one before it, or from the start"
+                    f"{found[-1]} is not a whole checkpoint of this program; remove it, and the run goes on "
+                    "from the one before it, or from the start"
                 ) from error
             self._check_origin(found[-1], metadata)
         kept = [json.dumps(row) for row in self.metrics() if row["step"] <= step]

@@ -176,6 +176,32 @@ def test_a_lora_on_the_model_belongs_to_the_base_and_is_off_again_elsewhere(
     assert torch.equal(asked(patcher, x, SIGMA, condition), plain)
 
 
+def test_a_model_that_was_pushed_out_in_part_is_whole_again(patcher: Any) -> None:
+    """As the VAE of a preview does it on a GPU that is nearly full; patches lie on some layers only then."""
+    from comfy import model_management as management
+
+    from w2svd_core.backbones.comfy_model import partly_loaded
+
+    x, condition = points_of("t2v"), native(condition_of("t2v", 2))
+    patched = patcher.clone()
+    change = torch.randn(128, 128, generator=torch.Generator().manual_seed(5))
+    with torch.inference_mode():
+        patched.add_patches({"diffusion_model.blocks.0.self_attn.q.weight": ("diff", (change.clone(),))}, 0.1)
+    with native_roles(patched) as shared:
+        shaken_adapters(shared)
+        before = base_hash(shared.base_state())
+        with torch.no_grad():
+            found = shared.predict_x0("teacher", x, SIGMA, condition)
+        (loaded,) = [one for one in management.current_loaded_models if one.model.model is shared.base.model]
+        with torch.inference_mode():
+            loaded.model.partially_unload(torch.device("cpu"), 1e12)
+        assert partly_loaded(loaded.model) and loaded.model in management.loaded_models()
+        learned(shared, "generator", x, condition)
+        assert not partly_loaded(loaded.model) and base_hash(shared.base_state()) == before
+        with torch.no_grad():
+            torch.testing.assert_close(shared.predict_x0("teacher", x, SIGMA, condition), found, atol=1e-6, rtol=1e-6)
+
+
 def test_weights_become_ordinary_without_a_second_copy() -> None:
     """Peak memory of a whole process, measured by the kernel."""
     code = """

@@ -119,6 +119,17 @@ def test_what_does_not_fit_is_said_in_one_sentence(patcher: Any) -> None:
         native_data(patcher, [{"samples": torch.zeros(1, 8, 3, 4, 4)}], all_of[:1], negative)
     with pytest.raises(UserError, match="holds no video"):
         native_data(patcher, [{"samples": torch.zeros(1, 16, 4, 4)}], all_of[:1], negative)
+    with pytest.raises(UserError, match="holds 2 prompts that a sampler would mix"):
+        native_data(patcher, [good], [[*one, *one] for one in all_of], negative)
+    for name, value in (
+        ("start_percent", 0.2),
+        ("strength", 0.5),
+        ("mask", torch.ones(1, 4, 4)),
+        ("control", object()),
+    ):
+        only_sampled = [[[words, about | {name: value}] for words, about in one] for one in all_of]
+        with pytest.raises(UserError, match=f"carries {name}, which only a sampler can use"):
+            native_data(patcher, [good], only_sampled, negative)
     pooled: dict[str, Any] = {"pooled_output": torch.zeros(1, 12)}
     hunyuan, text = new_hunyuan(), torch.zeros(1, 5, 24)
     with pytest.raises(UserError, match="make all by the same nodes"):

@@ -91,7 +91,7 @@ def test_the_same_inputs_come_from_disk_and_others_need_another_name(whole: Run,
     assert run_prompt(comfy.url, again, timeout=120).status == "success"
     assert (folder(comfy, "native") / "metrics.jsonl").stat().st_mtime_ns == at
     for key, changes, words in (
-        ("6", {"train_steps": STEPS + 1}, "was made with other inputs"),
+        ("6", {"student_rank": 7}, "was made with student.rank 8, and the inputs say 7"),
         ("4", {"text": "red hair"}, "was made with other clips or prompts"),
     ):
         wrong = graph("native")

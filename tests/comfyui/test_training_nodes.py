@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from drive import Run, run_prompt
 from graphs import SIZE, STEPS, assert_told, folder, node, portraits, steps, student
 from host import Server
 
+from w2svd_core import train
 from w2svd_core.config import load_recipe
 
 
@@ -59,6 +61,8 @@ def test_cancel_saves_and_the_same_inputs_end_where_they_would_have(whole: Run, 
 def test_prompts_alone(comfy: Server) -> None:
     prompts = portraits("prompts", train_steps=2)
     prompts["2"] = node("W2SVD_PromptSet", prompts="a person, talking\na person with red hair\n", **SIZE)
+    folder(comfy, "prompts").mkdir(parents=True)
+    (folder(comfy, "prompts") / "prompts.txt").write_text("of a start that was cancelled\n")
     found = run_prompt(comfy.url, prompts, timeout=300)
     assert found.status == "success", found.message
     assert (folder(comfy, "prompts") / "prompts.txt").read_text().splitlines()[1] == "a person with red hair"
@@ -86,5 +90,39 @@ def test_wrong_inputs_end_in_one_sentence(changes: dict[str, Any], node_id: str,
 
 
 def test_another_recipe_needs_another_name(whole: Run, comfy: Server) -> None:
-    found = run_prompt(comfy.url, portraits("whole", train_steps=STEPS + 1), timeout=60)
-    assert_told(found, comfy, "5", "was made with other inputs")
+    found = run_prompt(comfy.url, portraits("whole", student_lr=1e-4), timeout=60)
+    assert_told(found, comfy, "5", "was made with student.lr 0.0002, and the inputs say 0.0001")
+
+
+def test_a_finished_run_goes_on_for_more_steps(whole: Run, comfy: Server) -> None:
+    shutil.copytree(folder(comfy, "whole"), folder(comfy, "longer"))
+    found = run_prompt(comfy.url, portraits("longer", train_steps=STEPS + 1), timeout=120)
+    assert found.status == "success", found.message
+    assert steps(folder(comfy, "longer")) == list(range(1, STEPS + 3))
+    before, after = (student(folder(comfy, name)) for name in ("whole", "longer"))
+    assert not all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_run_that_the_command_line_ended_comes_back_with_its_clips(whole: Run, comfy: Server) -> None:
+    run = folder(comfy, "ended")
+    shutil.copytree(folder(comfy, "whole"), run)
+    for clip in (run / "samples").glob("student-*.mp4"):
+        clip.unlink()
+    shutil.rmtree(run / "student")
+    assert train.main(["--resume", str(run)]) == 0 and not list((run / "samples").glob("student-*.mp4"))
+    found = run_prompt(comfy.url, portraits("ended"), timeout=120)
+    assert found.status == "success", found.message
+    assert len(found.outputs["6"]["images"]) % 17 == 0 and found.previews > 0
+    assert steps(run) == list(range(1, STEPS + 2))
+
+
+def test_a_run_that_was_deleted_is_made_again(comfy: Server) -> None:
+    prompt = portraits("deleted", train_steps=1, train_sample_every=0)
+    first = run_prompt(comfy.url, prompt, timeout=120)
+    assert first.status == "success" and first.previews > 0, first.message  # of the end
+    shutil.rmtree(folder(comfy, "deleted"))
+    assert run_prompt(comfy.url, prompt, timeout=120).status == "success"
+    assert steps(folder(comfy, "deleted")) == [1, 2]
+    at = (folder(comfy, "deleted") / "metrics.jsonl").stat().st_mtime_ns
+    assert run_prompt(comfy.url, prompt, timeout=60).status == "success"
+    assert (folder(comfy, "deleted") / "metrics.jsonl").stat().st_mtime_ns == at

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -159,6 +160,11 @@ def test_linked_sigmas_become_the_first_schedule(module_of: Modules, pack: Modul
     sigmas = torch.tensor(sigma_list(4, 5.0), dtype=torch.float32)
     first = about_of(None, sigmas, "renoise").default
     assert first.shift == 5.0 and first.sigmas == (1.0, 0.9375, 0.8333333, 0.625, 0.0)
+    trained = replace(ABOUT.default, sampler="euler", embedded_guidance=6.0, guidance_scale=2.0)
+    own = about_of(replace(ABOUT, schedules=(trained,)), sigmas[[0, 2, 4]], "as trained").default
+    assert own == replace(trained, sigmas=(1.0, 0.8333333, 0.0), shift=own.shift)
+    assert about_of(None, sigmas, "as trained").default.sampler == "renoise"
+    assert about_of(replace(ABOUT, schedules=(trained,)), sigmas, "renoise").default.sampler == "renoise"
     with told(pack, "must fall"):
         about_of(None, torch.tensor([1.0, 0.5]), "renoise")
 

@@ -16,6 +16,7 @@ from ..assembly import Job, job_of, roles_of
 from ..data.encoder_source import EncoderSource
 from ..data.training_set import TrainingSet
 from ..errors import UserError
+from ..memory import free_memory
 from ..objectives import clips_for
 from ..settings import Recipe
 from . import FAMILIES, backbone
@@ -76,6 +77,7 @@ def mounted(patcher: Any) -> Iterator[NativeModel]:
             give_back(whole.model)
             with torch.inference_mode():
                 management.unload_all_models()
+            free_memory()
             management.soft_empty_cache()
 
 

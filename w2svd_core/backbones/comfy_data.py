@@ -24,6 +24,10 @@ REPLACED = "guiding_frame_index"  # HunyuanVideo's sign that the clip's first la
 OF_THE_CLIP = (  # what guidance leaves as it is
     "c_concat", "clip_fea", "reference_latent", "time_dim_concat", "ref_latent", "camera_conditions", "pose_latents",
 )  # fmt: skip
+ONLY_SAMPLED: dict[str, Any] = {  # of a condition, each with the value that changes nothing
+    "control": None, "area": None, "mask": None, "hooks": None,
+    "strength": 1.0, "start_percent": 0.0, "end_percent": 1.0,
+}  # fmt: skip
 OF_LENGTH = (TEXT, "attention_mask", "txt_byt5")  # as many tokens as a prompt has; ComfyUI pads none
 
 
@@ -200,9 +204,14 @@ def encoded(model: Any, conditioning: Conditioning, like: Tensor) -> Condition:
 
     if not conditioning or not isinstance(conditioning[0][0], Tensor):
         raise UserError("a CONDITIONING is empty; connect the output of a text encoder")
+    if len(conditioning) > 1:
+        raise UserError(
+            f"a CONDITIONING holds {len(conditioning)} prompts that a sampler would mix, and a training takes one; "
+            "connect it without Conditioning Combine"
+        )
     tensor, about = conditioning[0][0], dict(conditioning[0][1])
-    if "control" in about:
-        raise UserError("the CONDITIONING carries a ControlNet, which a training can't use; connect it without")
+    if odd := [name for name, usual in ONLY_SAMPLED.items() if about.get(name, usual) not in (None, usual)]:
+        raise UserError(f"a CONDITIONING carries {', '.join(odd)}, which only a sampler can use; connect it without")
     entry = [[tensor.detach().clone(), {name: _copied(value) for name, value in about.items()}]]
     (found,) = encode_model_conds(
         model.extra_conds, convert_cond(entry), like.clone(), like.device, "positive",

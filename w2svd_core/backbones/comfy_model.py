@@ -157,19 +157,33 @@ class NativeModel(nn.Module):
         raise UserError("a native MODEL trains a LoRA, not a full copy; set student.kind lora")
 
     def _stay_loaded(self) -> None:
-        """Load the model again where another one (a VAE that showed a preview) has pushed it out."""
+        """Load the model again where another one (a VAE that showed a preview) has pushed it out, or a part of it."""
         import comfy.model_management as management
 
-        if self.patcher not in management.loaded_models():
+        if self.patcher not in management.loaded_models() or partly_loaded(self.patcher):
             load(self.patcher)
 
 
+def partly_loaded(patcher: Any) -> bool:
+    """Whether ComfyUI keeps some of a model's weights elsewhere, to cast and patch them as layers ask for them."""
+    return bool(getattr(patcher.model, "model_lowvram", False))
+
+
 def load(patcher: Any) -> None:
-    """Bring all of a model to its device, with its patches, in ordinary tensors."""
+    """Bring all of a model to its device, with its patches, in ordinary tensors.
+
+    Raises:
+        UserError: ComfyUI leaves some of it elsewhere, whatever is asked.
+    """
     import comfy.model_management as management
 
     with torch.no_grad():
         management.load_models_gpu([patcher], force_full_load=True)
+    if partly_loaded(patcher):
+        raise UserError(
+            "ComfyUI keeps a part of the MODEL off the device, and a training needs it whole; start ComfyUI without "
+            "--novram"
+        )
     ordinary(patcher.model)
     patcher.model.requires_grad_(False)
 
