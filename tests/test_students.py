@@ -168,7 +168,8 @@ raise SystemExit(guarded(door))
 """
 
 
-@pytest.mark.parametrize("how", [pytest.param("full disk", marks=pytest.mark.slow), "crash"])
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["full disk", "crash"])
 def test_a_full_disk_or_a_crash_leaves_an_older_folder_whole(tmp_path: Path, how: str) -> None:
     pytest.importorskip("resource")
     put(tmp_path / "out", "older")
