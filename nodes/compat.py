@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from comfy_api.latest import ComfyExtension, InputImpl, Types, io, ui
 
-from ..w2svd_core.errors import UserError
+from ..w2svd_core.errors import UserError, out_of_memory
 
 if TYPE_CHECKING:
     from ..w2svd_core.options import Setting
@@ -95,7 +95,7 @@ def told(function: Callable[P, T]) -> Callable[P, T]:
             sentence = _sentence(error)
             if sentence is None:
                 raise
-            full = _is_out_of_memory(error)
+            full = out_of_memory(error)
         if full:  # only here, where the failed call's tensors are let go of
             _unload()
         raise RuntimeError(sentence)
@@ -106,7 +106,7 @@ def told(function: Callable[P, T]) -> Callable[P, T]:
 def _sentence(error: Exception) -> str | None:
     if isinstance(error, UserError):
         return str(error)
-    if _is_out_of_memory(error):
+    if out_of_memory(error):
         return (
             "There is not enough memory for this node; use fewer or smaller clips, a smaller batch or rank, "
             "or gradient checkpointing, and queue again."
@@ -121,11 +121,6 @@ def _sentence(error: Exception) -> str | None:
             "run pip install -r requirements.txt in this extension's folder, with ComfyUI's Python."
         )
     return None
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    name = type(error).__name__
-    return isinstance(error, MemoryError) or name == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
 
 
 def _unload() -> None:

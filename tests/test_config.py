@@ -311,6 +311,15 @@ def test_overrides_are_texts_or_values() -> None:
     assert "no setting student (given on the command line)" in fault("portraits", {"student": "4"})
 
 
+def test_a_place_may_be_at_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    given = {"data.cache": "~/w2svd", "model.loras": ("~/a.safetensors@0.5", "b.safetensors"), "name": "x"}
+    recipe = check_recipe(given, "in a test")
+    assert recipe.data.cache == str(tmp_path / "w2svd")
+    assert recipe.model.loras == (f"{tmp_path / 'a.safetensors@0.5'}", "b.safetensors")
+
+
 def test_check_recipe_names_its_place() -> None:
     assert check_recipe({}, "in node Train") == Recipe()
     with pytest.raises(UserError, match=r"^train\.batch is 0 in node Train, but it must be a whole number from 1"):

@@ -15,7 +15,7 @@ from w2svd_core.data.encoder_source import LoadedEncoders
 from w2svd_core.data.portraits import caption, portrait_from_seed, render, render_folder
 from w2svd_core.data.video import read_video
 from w2svd_core.errors import UserError
-from w2svd_core.evaluation import codec_row, data_row, held_out
+from w2svd_core.evaluation import check_own_clips, codec_row, data_row, held_out
 from w2svd_core.settings import Recipe
 
 FIRST = 1_000_000
@@ -87,6 +87,25 @@ def test_no_more_own_clips_than_the_table_has(tmp_path: Path, encoders: LoadedEn
     test = held_out(recipe({"data.folder": str(tmp_path)}), encoders, Told())
     assert len(test.data) == len(test.data_captions) == 50 and len(test.captions) == 50
     assert test.captions == tuple(test.data_captions[i // 2] for i in range(50))
+
+
+def test_of_many_own_clips_some_from_all_over_the_folder_are_taken(tmp_path: Path, encoders: LoadedEncoders) -> None:
+    """A folder may be sorted by subject: data and models must not be measured on different ones."""
+    render_folder(tmp_path, 120, 0, 5, 32, 32, 8.0)
+    names = [path.stem for path in sorted(tmp_path.glob("*.mp4"))]
+    for name in names:
+        (tmp_path / f"{name}.txt").write_text(str(int(name)))
+    test = held_out(recipe({"data.folder": str(tmp_path)}), encoders, Told())
+    data, asked = ([int(one) for one in found] for found in (test.data_captions, test.captions[::2]))
+    assert len(set(data)) == 50 and max(data) >= 115 and np.mean(data) == pytest.approx(59, abs=2)
+    assert len(set(asked)) == 25 and max(asked) >= 112 and np.mean(asked) == pytest.approx(59, abs=3)
+
+
+def test_clips_too_short_to_be_measured_are_told_before_the_training(folder: Path) -> None:
+    check_own_clips(recipe({"data.folder": str(folder)}))
+    check_own_clips(recipe({"data.folder": "/nowhere", "evaluate.clips": 0}))
+    with pytest.raises(UserError, match=r"evaluate\.clips has nothing to measure .*too short.* set it to 0"):
+        check_own_clips(recipe({"data.folder": str(folder), "data.frames": 9}))
 
 
 def test_own_clips_that_do_not_serve(folder: Path, encoders: LoadedEncoders, tmp_path: Path) -> None:

@@ -168,4 +168,9 @@ def test_a_door_turns_errors_into_exit_codes(capsys: pytest.CaptureFixture[str])
     assert guarded(lambda: 0) == 0
     assert guarded(lambda: fails(UserError("what and where"))) == 2
     assert guarded(lambda: fails(KeyboardInterrupt())) == 130
-    assert capsys.readouterr().err.splitlines() == ["error: what and where", "interrupted"]
+    assert guarded(lambda: fails(torch.OutOfMemoryError("CUDA out of memory"))) == 2
+    with pytest.raises(RuntimeError):
+        guarded(lambda: fails(RuntimeError("a fault of ours")))
+    told, interrupted, memory = capsys.readouterr().err.splitlines()
+    assert (told, interrupted) == ("error: what and where", "interrupted")
+    assert memory.startswith("error: there is not enough memory; lower data.frames")

@@ -71,7 +71,7 @@ def test_what_does_not_belong_together(tmp_path: Path) -> None:
     begin(tmp_path, clips, BY)
     with pytest.raises(UserError, match="holds clips that something else has made"):
         begin(tmp_path, clips, BY | {"student": "other"})
-    with pytest.raises(UserError, match=r"A person is singing-0\.mp4 stands for another prompt or seed"):
+    with pytest.raises(UserError, match=r"A person is singing-0\.mp4 stands for another prompt, seed or first frame"):
         begin(tmp_path, lay_out(PROMPTS[:1], tmp_path, seed=9), BY)
     (tmp_path / "videos" / "notes.txt").touch()
     with pytest.raises(UserError, match=r"holds notes\.txt, which VBench would stumble over"):

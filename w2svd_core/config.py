@@ -28,6 +28,7 @@ from .options import (
     suggestion,
     value_of,
 )
+from .places import PLACE_KEYS
 from .settings import Recipe
 
 __all__ = [
@@ -259,7 +260,7 @@ def _build(values: _Values, place: str) -> Recipe:
     tree: dict[str, Any] = {}
     for key, given in values.items():
         section, _, name = key.rpartition(".")
-        value = tuple(given.value) if isinstance(given.value, list) else given.value
+        value = _at_home(key, tuple(given.value) if isinstance(given.value, list) else given.value)
         (tree.setdefault(section, {}) if section else tree)[name] = value
     try:
         return Recipe.model_validate(tree)
@@ -271,6 +272,14 @@ def _build(values: _Values, place: str) -> Recipe:
         raise UserError(f"{key} is {_short(given.value)} {given.where}, but it must be {leaf.expected}.")
     reason = first.get("ctx", {}).get("error", first["msg"])
     raise UserError(f"The settings {place} do not fit together: {reason}.")
+
+
+def _at_home(key: str, value: object) -> object:
+    """A place of the user's with his home in place of a leading ~; other values as they are."""
+    if isinstance(value, tuple):
+        return tuple(_at_home(key, part) for part in value)
+    named = key in PLACE_KEYS and isinstance(value, str) and value.startswith("~")
+    return str(Path(str(value)).expanduser()) if named else value
 
 
 def _short(value: object) -> str:

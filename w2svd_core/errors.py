@@ -10,22 +10,40 @@ class UserError(Exception):
     """Bad input or a broken surrounding, told in one sentence: what is wrong, where, what to do."""
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether a GPU's or the machine's memory was too small; torch is not imported to ask."""
+    name = type(error).__name__
+    return isinstance(error, MemoryError) or name == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
+
+
 def guarded(door: Callable[[], int]) -> int:
     """Run a door and return its exit code.
 
-    A `UserError`, and whatever the system refuses, becomes one line on stderr and exit code 2; an interrupt that no run
-    caught becomes 130.
+    A `UserError`, too little memory, and whatever the system refuses, becomes one line on stderr and exit code 2; an
+    interrupt that no run caught becomes 130.
     """
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # a console without an accent must not cost a table
     try:
         return door()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        place = f" {error.filename}" if error.filename else ""
-        reason = error.strerror or str(error)
-        print(f"error: the system refused{place}: {reason}; check path, permissions and free space", file=sys.stderr)
-        return 2
+        return _told(str(error))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except Exception as error:
+        if out_of_memory(error):
+            return _told(
+                "there is not enough memory; lower data.frames, data.height, data.width, train.batch, evaluate.batch "
+                "or both ranks, or set model.gradient_checkpointing to true"
+            )
+        if not isinstance(error, OSError):
+            raise
+        place = f" {error.filename}" if error.filename else ""
+        reason = error.strerror or str(error)
+        return _told(f"the system refused{place}: {reason}; check path, permissions and free space")
+
+
+def _told(sentence: str) -> int:
+    print(f"error: {sentence}", file=sys.stderr)
+    return 2

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from .config import Parser, add_arguments, load_recipe, parse_arguments
 from .errors import UserError, guarded
+from .guard_settings import USUAL_TABLE
 from .options import show, value_of
 from .settings import Recipe
 
@@ -36,7 +37,7 @@ def parser() -> Parser:
         "and there is no Fréchet distance. Settings given here go over every run's.",
     )
     door.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run folder")
-    door.add_argument("--clips", default="512", help="clips for each row of a model; default 512")
+    door.add_argument("--clips", help=f"clips for each row of a model, as --evaluate.clips; default {USUAL_TABLE}")
     out = "table to write, with a .json beside it; default table.md"
     door.add_argument("--out", type=Path, default=Path("table.md"), help=out)
     search = "the few-step Euler row takes its best of three shifts (2, 3, 5) and guidances (1.5, 2.5, 3.5)"
@@ -56,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, given = parse_arguments(parser(), argv)
     if args.out.suffix != ".md":
         raise UserError(f"--out {args.out} must end in .md; the numbers go to a .json beside it")
-    recipes = recipes_of(args.runs, {**given, "evaluate.clips": args.clips})
+    recipes = recipes_of(args.runs, {"evaluate.clips": str(USUAL_TABLE), **given, **clips_of(args.clips)})
     first = next(iter(recipes.values()))
     if args.euler_search and first.data.folder != "portraits":
         raise UserError(
@@ -83,11 +84,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     text = markdown_table(table.rows)
     about = about_clips(table.rows, first.data.folder)
     beside = args.out.with_suffix(".json")
-    print(text)  # before it is written: hours of sampling are not lost to a full disk
-    write_text(args.out, f"{text}\n\n{about}\n")
-    write_text(beside, json.dumps(numbers, indent=2) + "\n")
+    try:
+        write_text(args.out, f"{text}\n\n{about}\n")
+        write_text(beside, json.dumps(numbers, indent=2) + "\n")
+    finally:
+        print(text)  # whatever the disk says: hours of sampling are in it
     print(f"\nwrote {args.out} and {beside}")
     return 0
+
+
+def clips_of(asked: str | None) -> dict[str, str]:
+    """The setting that --clips is."""
+    return {} if asked is None else {"evaluate.clips": asked}
 
 
 def recipes_of(runs: Sequence[Path], settings: Mapping[str, str]) -> dict[Path, Recipe]:
@@ -125,7 +133,7 @@ def clips_for_vbench(folder: Path, recipes: Mapping[Path, Recipe], prompts: Path
 
     source = one_source(recipes)
     wanted = subjects(
-        next(iter(recipes.values())), source, read_prompts(prompts) if prompts else (), images, Terminal()
+        next(iter(recipes.values())), source, read_prompts(prompts, "--prompts") if prompts else (), images, Terminal()
     )
     for path, recipe in recipes.items():
         loaded = load_run(recipe, source, path)
@@ -142,7 +150,7 @@ class Table:
     teachers: list[Row] = field(default_factory=list)
     students: list[Row] = field(default_factory=list)
     searched: list[dict[str, float | str]] = field(default_factory=list)
-    seen: set[tuple[str, Way]] = field(default_factory=set)  # base and way of each teacher row
+    seen: set[tuple[str, float | None, Way]] = field(default_factory=set)  # base, told guidance and way of each teacher
 
     @property
     def rows(self) -> list[Row]:
@@ -216,8 +224,8 @@ def add_run(table: Table, bench: Bench, recipe: Recipe, path: Path, loaded: Load
     for name, way in ways_of(recipe):
         if way.role == "generator":
             table.students.append(bench.row(f"{path.name}: {name}", loaded, way, recipe))
-        elif (loaded.base, way) not in table.seen:
-            table.seen.add((loaded.base, way))
+        elif (teacher := (loaded.base, loaded.model.embedded_guidance("teacher"), way)) not in table.seen:
+            table.seen.add(teacher)
             same_name = any(row.name == name or row.name.startswith(f"{name} (") for row in table.teachers)
             label = f"{path.name}: {name}" if same_name else name
             if bench.euler_search and way == few_step_way(recipe):

@@ -143,9 +143,10 @@ def held_out_portraits(recipe: Recipe, progress: Progress) -> tuple[Video, list[
 
 
 def own_clips(recipe: Recipe, progress: Progress) -> tuple[Video, list[str], Video, None]:
-    """The first clips of the user's folder, at most `evaluate.clips`, their captions, and the same clips once more.
+    """Clips from all over the user's folder, at most `evaluate.clips`, their captions, and the same clips once more.
 
-    Clips that are broken or too short are left out, as a preparation leaves them out.
+    Clips that are broken or too short are left out, as a preparation leaves them out. The first half is as spread over
+    the folder as the whole: those are the captions that models are given, of what may be sorted by subject.
 
     Raises:
         UserError: none can be used; it is the first one's fault.
@@ -153,21 +154,48 @@ def own_clips(recipe: Recipe, progress: Progress) -> tuple[Video, list[str], Vid
     d = recipe.data
     clips = list_clips(Path(d.folder))
     count = min(len(clips), recipe.evaluate.clips)
-    videos, captions, faults = [], [], []
-    for clip in clips:
+    found: dict[int, Video] = {}
+    faults = []
+    for place in _spread_out(len(clips), count):
         try:
-            videos.append(read_video(clip.path, d.frames, d.height, d.width, d.fps))
+            found[place] = read_video(clips[place].path, d.frames, d.height, d.width, d.fps)
         except UserError as error:
             faults.append(error)
             continue
-        captions.append(clip.caption)
-        progress("reading your clips", len(videos), count)
-        if len(videos) == count:
+        progress("reading your clips", len(found), count)
+        if len(found) == count:
             break
-    if not videos:
+    if not found:
         raise faults[0]
-    data = np.stack(videos)
-    return data, captions, data, None
+    kept = sorted(found)
+    if len(kept) * SEEDS_PER_CAPTION > recipe.evaluate.clips:  # not all captions are asked for
+        kept = [*kept[::2], *kept[1::2]]
+    data = np.stack([found[place] for place in kept])
+    return data, [clips[place].caption for place in kept], data, None
+
+
+def _spread_out(total: int, count: int) -> list[int]:
+    """All places from 0 to `total`, `count` ones from all over them first."""
+    first = [place * total // count for place in range(count)]
+    return [*first, *sorted(set(range(total)) - set(first))]
+
+
+def check_own_clips(recipe: Recipe) -> None:
+    """Raise the first clip's UserError where a table is wanted and none of the user's clips is long enough for it.
+
+    A training may take shorter ones (`data.min_frames`), and would be over before it was told.
+    """
+    d = recipe.data
+    if not recipe.evaluate.clips or d.folder == "portraits":
+        return
+    fault = None
+    for clip in list_clips(Path(d.folder)):
+        try:
+            read_video(clip.path, d.frames, d.height, d.width, d.fps)
+            return
+        except UserError as error:
+            fault = fault or error
+    raise UserError(f"evaluate.clips has nothing to measure ({fault}); set it to 0, or lower data.frames") from fault
 
 
 def data_row(test: HeldOut) -> Row:
@@ -194,7 +222,7 @@ def codec_row(recipe: Recipe, test: HeldOut, folder: Path) -> Row:
 def _floor(name: str, clips: Video, test: HeldOut, statistics: Mapping[str, FeatureStats]) -> Row:
     starts = None if test.starts is None else test.data[:, 0]
     values = _measured(clips, test.data_captions, 1, test, statistics, starts)
-    shown = clips[:SHOWN]
+    shown = clips[:SHOWN].copy()  # a view would hold all of them
     return Row(name, None, False, values, len(clips), test.data_captions[:SHOWN], shown, _judges(values, test))
 
 
@@ -239,7 +267,7 @@ def model_row(
     first = slice(0, count * SEEDS_PER_CAPTION, SEEDS_PER_CAPTION)  # a clip of each caption that data are shown of
     guided = way.guidance_scale != 1.0
     judges = _judges(values, test)
-    return Row(name, way.steps, guided, values, len(clips), test.captions[first], clips[first], judges)
+    return Row(name, way.steps, guided, values, len(clips), test.captions[first], clips[first].copy(), judges)
 
 
 def teacher_way(recipe: Recipe) -> Way:

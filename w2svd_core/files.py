@@ -29,7 +29,7 @@ def atomic_write(path: Path, durable: bool = False) -> Iterator[Path]:
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem[:40]}-", suffix=path.suffix)
     except OSError as error:
         raise UserError(_cannot_write(path, error)) from error
     os.close(handle)
@@ -37,7 +37,7 @@ def atomic_write(path: Path, durable: bool = False) -> Iterator[Path]:
     try:
         yield temporary
         if durable:
-            with temporary.open("rb") as stream:
+            with temporary.open("r+b") as stream:  # Windows flushes only what may be written
                 os.fsync(stream.fileno())
         mask = os.umask(0)
         os.umask(mask)
@@ -71,7 +71,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
         fresh.mkdir()
         yield fresh
         for file in filter(Path.is_file, fresh.rglob("*")):
-            with file.open("rb") as stream:
+            with file.open("r+b") as stream:
                 os.fsync(stream.fileno())
         if path.exists():
             path.rename(older)

@@ -19,7 +19,18 @@ from .data.latents import Progress
 from .data.video import write_video
 from .distillation import Distillation
 from .errors import UserError
-from .evaluation import SHOWN, Row, codec_row, data_row, few_step_way, held_out, model_row, student_way, teacher_way
+from .evaluation import (
+    SHOWN,
+    Row,
+    check_own_clips,
+    codec_row,
+    data_row,
+    few_step_way,
+    held_out,
+    model_row,
+    student_way,
+    teacher_way,
+)
 from .generation import Way, generate
 from .guard import QualityGuard, take_best
 from .lora_files import base_hash
@@ -105,6 +116,7 @@ def one_stage(recipe: Recipe, folder: Path, resume: Path, watch: Watch, make: Ma
     accelerator = accelerator_for(recipe, folder)
     if recipe.evaluate.clips:
         check_real_networks(recipe.evaluate.fid_network, recipe.evaluate.fvd_network, recipe.evaluate.clip_model)
+        check_own_clips(recipe)
     job = make(with_trained_teacher(recipe, folder), accelerator, watch)
     before = base_hash(job.model.base_state())
     run = RunFolder.open(folder) if RunFolder.is_one(folder) else RunFolder.create(recipe, folder)

@@ -36,6 +36,17 @@ def enlarge(picture: Image, height: int = CELL_HEIGHT) -> Image:
     return np.asarray(Pillow.fromarray(picture).resize(size, Pillow.Resampling.BICUBIC))
 
 
+def shrink(picture: Image, tallest: int | None) -> Image:
+    """A picture that is taller than that, made smaller."""
+    from PIL import Image as Pillow
+
+    height, width = picture.shape[:2]
+    if tallest is None or height <= tallest:
+        return picture
+    size = (max(round(width * tallest / height), 1), tallest)
+    return np.asarray(Pillow.fromarray(picture).resize(size, Pillow.Resampling.BOX))
+
+
 def spread(video: Video, count: int) -> list[Image]:
     """`count` frames from the first to the last, fewer when the clip has fewer."""
     places = np.linspace(0, len(video) - 1, min(count, len(video))).round().astype(int)
@@ -90,11 +101,17 @@ def _write(draw: Any, lines: Sequence[str], x: int, y: int, colour: tuple[int, i
         draw.text((x, y + number * LINE), text, colour, font)
 
 
-def side_by_side(columns: Sequence[Clips], heads: Sequence[str], captions: Sequence[str]) -> Video:
-    """The clips of each column as one labelled video, a row for each caption."""
+def side_by_side(
+    columns: Sequence[Clips], heads: Sequence[str], captions: Sequence[str], tallest: int | None = None
+) -> Video:
+    """The clips of each column as one labelled video, a row for each caption.
+
+    Args:
+        tallest: px that a frame is shrunk to where it is taller; None leaves it.
+    """
     pages = []
     for frame in range(columns[0].shape[1]):
-        cells = [[enlarge(clips[row][frame]) for clips in columns] for row in range(len(captions))]
+        cells = [[shrink(enlarge(clips[row][frame]), tallest) for clips in columns] for row in range(len(captions))]
         pages.append(grid(cells, heads, captions))
     return np.stack(pages)
 

@@ -17,6 +17,8 @@ PLACES = {
     "frame_matching": ("model",),
     "evaluate": ("fid_network", "fvd_network", "clip_model"),
 }
+OF_SECTIONS = tuple(f"{section}.{name}" for section, names in PLACES.items() for name in names)
+PLACE_KEYS = (*OF_SECTIONS, "model.loras", "first", "start")
 WORDS = {  # values that name no place
     "model.path": ("bundled",),
     "data.folder": ("portraits",),

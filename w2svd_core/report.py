@@ -7,8 +7,6 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from .evaluation import Row
 from .files import opened_safetensors, write_text
 from .guard import kept_looks, kept_teacher
@@ -22,6 +20,7 @@ from .run import RunFolder
 from .settings import Recipe
 from .tables import about_clips, findings, markdown_table, number
 
+TALLEST = 240  # px of a frame in the side-by-side video; each clip is written whole beside it
 LOOPS = 3  # times that a clip is played in the side-by-side video
 SAMPLER_IN_COMFYUI = {"renoise": "lcm", "euler": "euler"}
 PLOT_WORDS = {
@@ -74,8 +73,8 @@ def write_samples(folder: Path, recipe: Recipe, rows: Sequence[Row]) -> None:
     columns = compared(rows)
     captions = rows[0].captions
     clips, heads = [row.shown for row in columns], [row.name for row in columns]
-    once = side_by_side(clips, heads, captions)
-    write_video(folder / "side-by-side.mp4", np.concatenate([once] * LOOPS), recipe.data.fps)
+    once = side_by_side(clips, heads, captions, tallest=TALLEST)
+    write_video(folder / "side-by-side.mp4", once, recipe.data.fps, loops=LOOPS)
     write_png(folder / "contact_sheet.png", contact_sheet(clips, heads, captions))
 
 

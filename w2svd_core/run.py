@@ -17,15 +17,14 @@ from .config import load_recipe, recipe_to_yaml, settings_of
 from .errors import UserError
 from .files import opened_safetensors, read_safetensors, write_safetensors, write_text
 from .options import show
-from .places import PLACES, rewritten
+from .places import PLACE_KEYS, rewritten
 from .settings import Recipe
 
 KEPT_CHECKPOINTS = 2
 MAY_CHANGE = (
     "evaluate.", "teacher.", "train.steps", "train.checkpoint_every", "train.log_every", "train.sample_every",
-    "train.max_nonfinite", "train.tracker", "name", "start", "guard.keep", "guard.stop_after", "guard.motion",
-    "guard.saturation", "guard.diversity", "model.loras",
-    *(f"{section}.{name}" for section, names in PLACES.items() for name in names),
+    "train.max_nonfinite", "train.tracker", "name", "guard.keep", "guard.stop_after", "guard.motion",
+    "guard.saturation", "guard.diversity", *(key for key in PLACE_KEYS if key != "first"),
 )  # fmt: skip
 """Settings that a run may go on with when they were changed: a longer training, files that have moved (their contents
 are compared), what is shown and how it is measured."""

@@ -119,7 +119,7 @@ def prompts_of(named: Sequence[str] | None, file: Path | None) -> list[str]:
     """
     from .data.clips import read_prompts
 
-    prompts = [*(named or ()), *(read_prompts(file) if file else ())]
+    prompts = [*(named or ()), *(read_prompts(file, "--prompts") if file else ())]
     if not prompts:
         raise UserError(
             '--prompt is missing; say what the clip shows, such as --prompt "talking, red hair", or name a file of '

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .asking import Asked, ask
@@ -16,6 +17,7 @@ from .data.video import read_first_frame, write_video
 from .errors import UserError
 from .evaluation import held_out_portraits, own_clips, student_way
 from .generation import generate
+from .hashing import tensors_hash
 from .loading import Loaded
 from .metrics.vbench import CLIPS, begin, file_stems, how_to_score, lay_out, write_first_frame
 from .settings import Recipe
@@ -88,10 +90,16 @@ def write_vbench(folder: Path, recipe: Recipe, loaded: Loaded, wanted: Subjects,
     """
     d, way, asked = recipe.data, student_way(recipe), wanted.asked
     made_by = {
-        "base": loaded.base, "recipe": recipe.name, "sampler": way.sampler,
-        "sigmas": ",".join(f"{sigma:g}" for sigma in way.sigmas), "size": f"{d.frames}x{d.height}x{d.width}",
+        "base": loaded.base, "student": tensors_hash(loaded.model.parameters("generator")), "recipe": recipe.name,
+        "sampler": way.sampler, "sigmas": ",".join(f"{sigma:g}" for sigma in way.sigmas),
+        "size": f"{d.frames}x{d.height}x{d.width}", "fps": f"{d.fps:g}",
+        "embedded_guidance": str(loaded.model.embedded_guidance("generator") or ""),
     }  # fmt: skip
-    missing = begin(folder, lay_out(wanted.prompts, folder, seed=recipe.evaluate.seed), made_by)
+    pictures = zip(wanted.prompts, wanted.pictures or (), strict=False)
+    starts = {prompt: hashlib.sha256(picture.tobytes()).hexdigest()[:16] for prompt, picture in pictures}
+    clips = lay_out(wanted.prompts, folder, seed=recipe.evaluate.seed)
+    clips = [replace(clip, start=starts.get(clip.prompt, "")) for clip in clips]
+    missing = begin(folder, clips, made_by)
     for prompt, picture in zip(wanted.prompts, wanted.pictures or (), strict=False):
         write_first_frame(folder, prompt, wanted.prompts, picture)
     rows = {prompt: row for row, prompt in enumerate(wanted.prompts)}

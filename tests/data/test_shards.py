@@ -71,6 +71,13 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> tuple[ShardSet, list[Row]
     return ShardSet(place, MADE), [rows[name] for name in sorted(names, key=lambda name: name[0])]
 
 
+def test_a_shard_that_was_never_written_to_its_end_is_none(tmp_path: Path) -> None:
+    build(tmp_path, ["a0", "a1"])
+    before = known_rows(tmp_path / "clips-1")
+    (tmp_path / "clips-1" / ".bb-abcd1234.safetensors").write_bytes(b"{")  # as a power cut leaves it
+    assert before and known_rows(tmp_path / "clips-1") == before
+
+
 def test_every_row_comes_back_as_it_was_written(mixed: tuple[ShardSet, list[Row]]) -> None:
     data, rows = mixed
     numbers = [0, 2, 3, 5, 6, 8, 9, 1, 4, 7, 10]  # of the captions, by bucket

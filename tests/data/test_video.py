@@ -38,11 +38,11 @@ def psnr(a: Video, b: Video) -> float:
     return float(10 * np.log10(255**2 / np.mean((a.astype(float) - b) ** 2)))
 
 
-def write_faststart(path: Path, video: Video) -> None:
+def write_faststart(path: Path, video: Video, gop: int = 12) -> None:
     with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
         stream: Any = container.add_stream("libx264", rate=8)
         stream.height, stream.width, stream.pix_fmt = video.shape[1], video.shape[2], "yuv420p"
-        stream.options = {"crf": "0"}
+        stream.options = {"crf": "0", "g": str(gop)}
         for picture in video:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode(None))
@@ -142,6 +142,25 @@ def test_truncated_behind_its_index(tmp_path: Path, portrait: Video, wanted: int
     assert len(read_video(tmp_path / "whole.mp4", wanted, None, None, None)) == 17
     with pytest.raises(UserError, match=r"cut\.mp4 is .*truncated"):
         read_video(tmp_path / "cut.mp4", wanted, None, None, None)
+
+
+def test_an_edit_list_is_no_truncation(tmp_path: Path, portrait: Video) -> None:
+    """A phone's trimming leaves all frames in the index and tells players to show some of them."""
+    write_faststart(tmp_path / "whole.mp4", portrait, gop=5)
+    data = bytearray((tmp_path / "whole.mp4").read_bytes())
+    place = data.index(b"elst") + 12  # version, flags and count lie before the first duration
+    told = int.from_bytes(data[place : place + 4], "big")
+    data[place : place + 4] = (told // 2).to_bytes(4, "big")
+    (tmp_path / "trimmed.mp4").write_bytes(data)
+    assert 8 <= len(read_video(tmp_path / "trimmed.mp4", None, None, None, None)) < 17
+
+
+def test_what_is_written_says_how_its_colours_were_converted(tmp_path: Path, portrait: Video) -> None:
+    write_video(tmp_path / "clip.mp4", portrait, 8.0, loops=2)
+    with av.open(str(tmp_path / "clip.mp4")) as container:
+        frames = list(container.decode(video=0))
+    assert len(frames) == 2 * len(portrait)
+    assert (int(frames[0].colorspace), int(frames[0].color_range)) == (6, 1)  # BT.601, limited
 
 
 def test_no_video_stream(tmp_path: Path) -> None:

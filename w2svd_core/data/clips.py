@@ -212,14 +212,17 @@ def _caption(where: str, row: dict[str, object]) -> str:
     return caption
 
 
-def read_prompts(path: Path) -> list[str]:
+def read_prompts(path: Path, named_in: str = "data.prompts") -> list[str]:
     """The prompts of a text file, one in each line; empty lines count for nothing.
+
+    Args:
+        named_in: the setting or option that names the file, for errors.
 
     Raises:
         UserError: the file is missing, not UTF-8, or has no prompt.
     """
     if not path.is_file():
-        raise UserError(f"{path} is not there; check data.prompts")
+        raise UserError(f"{path} is not there; check {named_in}")
     prompts = [" ".join(line.split()) for line in _read_text(path).splitlines()]
     if not any(prompts):
         raise UserError(f"{path} holds no prompts; write one in each line")

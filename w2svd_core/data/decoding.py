@@ -74,15 +74,19 @@ def _decode(container: Any, stream: Any, path: Path) -> Iterator[tuple[float, An
     """Every frame with its time in seconds from the first; tells when the file ends before its index does."""
     stream.thread_type = "AUTO"
     decoder = _transparent_decoder(stream)
-    step, start, packets, count = _step(stream), None, 0, 0
+    step, start, packets, count, end = _step(stream), None, 0, 0, 0.0
     for packet in container.demux(stream):
         packets += packet.size > 0 or packet.dts is not None  # the last of all flushes the decoder
+        if packet.pts is not None:
+            end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
         for frame in packet.decode() if decoder is None else decoder.decode(packet):
             time = count * step if frame.time is None else float(frame.time)
             start = time if start is None else start
             yield time - start, frame
             count += 1
-    if stream.frames and packets < stream.frames:
+    begins = float((stream.start_time or 0) * stream.time_base)
+    told = float((stream.duration or 0) * stream.time_base)  # of what is to be shown: an edit list may leave frames out
+    if stream.frames and packets < stream.frames and not (told and end - begins > told - 1.5 * step):
         raise UserError(
             f"{path} is truncated: its index lists {stream.frames} frames and {packets} are there; "
             "copy or encode it again"

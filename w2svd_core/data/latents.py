@@ -20,8 +20,9 @@ from ..settings import Data
 from .clips import Clip, list_clips
 from .codec import to_unit
 from .encoder_source import LoadedEncoders, empty_condition, null_condition
+from .shards import clip_key
 
-LAYOUT = 2  # of the cache's files; another number makes them anew
+LAYOUT = 3  # of the cache's files; another number makes them anew
 CONDITION = "condition/"  # before the names of a condition's fields in the cache
 Progress = Callable[[str, int, int], None]  # what is being done, how many are done, of how many
 
@@ -149,7 +150,7 @@ def _start_fields(encoders: LoadedEncoders, video: Tensor, caption: str) -> Mapp
 
 def _fingerprint(clips: Sequence[Clip], settings: Data, encoders: LoadedEncoders) -> str:
     """Of everything that the cached tensors depend on: files, captions, size, rate, codec and text encoder."""
-    files = [(c.name, c.path.stat().st_size, c.path.stat().st_mtime_ns, c.caption) for c in clips]
+    files = [(clip_key(clip), clip.caption) for clip in clips]
     size = (LAYOUT, settings.frames, settings.height, settings.width, settings.fps)
     own = encoders.fingerprints()
     return value_hash([files, size, own["codec"], own["text"], *([own["start"]] if own["start"] else [])])

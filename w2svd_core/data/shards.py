@@ -156,7 +156,7 @@ def known_rows(folder: Path) -> dict[str, Place]:
     """
     found: dict[str, Place] = {}
     for path in sorted(folder.glob("*.safetensors")):
-        if path.name != NULL:
+        if path.name != NULL and not path.name.startswith("."):  # one that is being written, or never was to its end
             keys = shard_metadata(path, "keys")
             found.update({key: Place(path.name, row) for row, key in enumerate(keys) if key not in found})
     return found

@@ -24,6 +24,7 @@ Video = npt.NDArray[np.uint8]  # f h w 3
 
 CONTAINERS = (".mp4", ".mov", ".mkv")
 """What :func:`write_video` writes."""
+SMPTE170M, LIMITED = 6, 1  # the matrix (BT.601) and the range that its RGB is converted by, in FFmpeg's numbers
 
 
 def read_video(
@@ -119,7 +120,9 @@ def read_first_frame(path: Path, height: int, width: int) -> Image:
     return np.asarray(read_video(path, 1, height, width)[0], np.uint8)
 
 
-def write_video(path: Path, video: Video, fps: float, crf: int = 12, pixel_format: str = "yuv420p") -> None:
+def write_video(
+    path: Path, video: Video, fps: float, crf: int = 12, pixel_format: str = "yuv420p", loops: int = 1
+) -> None:
     """Write H.264, whole or not at all.
 
     Args:
@@ -129,6 +132,7 @@ def write_video(path: Path, video: Video, fps: float, crf: int = 12, pixel_forma
         crf: quality of x264, 0 (lossless) to 51.
         pixel_format: ``yuv420p`` plays everywhere; ``yuv444p`` keeps the colour of every pixel and takes
             odd sizes.
+        loops: how often the clip is shown.
 
     Raises:
         UserError: the suffix, the size, the encoder or the disk does not serve.
@@ -153,7 +157,8 @@ def write_video(path: Path, video: Video, fps: float, crf: int = 12, pixel_forma
             # with its macroblock tree x264 wrote two different files from the same pictures, about one time in four
             stream.options = {"crf": str(crf), "x264-params": "mbtree=0"}
             stream.codec_context.thread_count = 1  # x264 would start a thread for every core, for clips this small too
-            for picture in video:
+            stream.codec_context.colorspace, stream.codec_context.color_range = SMPTE170M, LIMITED
+            for picture in itertools.chain.from_iterable(itertools.repeat(video, loops)):
                 frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
                 container.mux(stream.encode(frame))
             container.mux(stream.encode(None))

@@ -44,11 +44,13 @@ class VBenchClip:
         prompt: what it shows.
         seed: of its noise; no two clips share one.
         path: its file.
+        start: hash of the picture that it starts from, if it does.
     """
 
     prompt: str
     seed: int
     path: Path
+    start: str = ""
 
 
 def file_stems(prompts: Sequence[str]) -> dict[str, str]:
@@ -112,9 +114,12 @@ def begin(folder: Path, clips: Sequence[VBenchClip], made_by: Mapping[str, str])
     noted: dict[str, dict[str, str | int]] = dict(known["clips"]) if known else {}
     for clip in clips:
         entry: dict[str, str | int] = {"prompt": clip.prompt, "seed": clip.seed}
+        if clip.start:
+            entry["start"] = clip.start
         if noted.setdefault(clip.path.name, entry) != entry:
             raise UserError(
-                f"{clip.path} stands for another prompt or seed ({record.name} says which); choose another folder"
+                f"{clip.path} stands for another prompt, seed or first frame ({record.name} says which); choose "
+                "another folder"
             )
     strange = [path.name for path in videos.glob("*") if path.name not in noted and not path.name.startswith(".")]
     if strange:
