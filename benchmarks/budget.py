@@ -15,12 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from cells import unusual_settings
 from cost import leaving_at
 from flops import flops
 
 from w2svd_core.assembly import encoder_source, job_of, load_base, roles_of, training_set
 from w2svd_core.errors import UserError
 from w2svd_core.files import write_safetensors
+from w2svd_core.hashing import value_hash
 from w2svd_core.rollout import exit_law
 from w2svd_core.settings import Recipe
 
@@ -98,7 +100,7 @@ def cost_of(recipe: Recipe, device: torch.device = CPU) -> Cost:
 
 def untrained_file(recipe: Recipe, folder: Path) -> Path:
     """The model that a recipe begins with, as a file; written once."""
-    path = folder / f"{recipe.name}.safetensors"
+    path = folder / f"{recipe.name}-{value_hash(unusual_settings(recipe))[:12]}.safetensors"
     if not path.is_file():
         family, model = load_base(recipe.model, encoder_source(recipe.model, CPU), recipe.seed)
         write_safetensors(path, dict(family.native_state(model)), dict(family.native_metadata(model)))

@@ -191,15 +191,38 @@ def usage_file(subject: Subject, out: Path) -> Path:
 
 
 def is_trained(subject: Subject, out: Path) -> bool:
-    """Whether a training is done."""
-    return bool(usage(subject, out).get("finished"))
+    """Whether a training is done, with the settings that its name stands for now."""
+    return bool(usage(subject, out).get("finished")) and not stale(subject, out)
 
 
-def note_usage(subject: Subject, out: Path, peak: int | None, finished: bool, adopted: bool = False) -> None:
-    """Keep the peak memory of all its parts, whether it is done, and whether another call has done it."""
+def has_diverged(subject: Subject, out: Path) -> bool:
+    """Whether a training ended because its updates were not finite."""
+    return bool(usage(subject, out).get("diverged"))
+
+
+def stale(subject: Subject, out: Path) -> str:
+    """The first setting of a training on disk that a default meant otherwise when it ran; "" where none did."""
+    path = subject.place(out) / "recipe.yaml"
+    if not path.is_file():
+        return ""
+    then, now = _settings_at(path, path.stat().st_mtime_ns), plain_settings(subject.recipe)
+    own = (key for key in then.keys() & now.keys() if key not in subject.needs)
+    return next((key for key in sorted(own) if then[key] != now[key]), "")
+
+
+@cache
+def _settings_at(path: Path, _changed: int) -> dict[str, Any]:
+    return plain_settings(load_recipe(path))
+
+
+def note_usage(
+    subject: Subject, out: Path, peak: int | None, finished: bool, adopted: bool = False, diverged: bool = False
+) -> None:
+    """Keep the peak memory of all its parts, whether it is done or can't be, and whether another call has done it."""
     before = usage(subject, out).get("peak_memory")
     peaks = [one for one in (before, peak) if one]
     known = {"base": subject.base, "seed": subject.recipe.seed, "finished": finished, "adopted": adopted}
+    known |= {"diverged": True} if diverged else {}
     text = json.dumps(known | {"peak_memory": max(peaks, default=None)}, indent=2)
     write_text(usage_file(subject, out), text + "\n")
 
@@ -237,10 +260,9 @@ def arguments_of(subject: Subject, out: Path) -> list[str]:
     return [subject.base, *settings, "--evaluate.clips", "0", "--out", str(place)]
 
 
-def thin(subject: Subject, out: Path, keep: bool) -> None:
-    """Drop the checkpoints of a finished training, all but the last where another one starts from it."""
-    found = sorted((subject.place(out) / "checkpoints").glob("*.safetensors"))
-    for path in found[:-1] if keep else found:
+def thin(subject: Subject, out: Path) -> None:
+    """Drop the checkpoints of a finished training, all but the last: another one may start from it some day."""
+    for path in sorted((subject.place(out) / "checkpoints").glob("*.safetensors"))[:-1]:
         path.unlink()
 
 
@@ -281,8 +303,8 @@ def adopted_settings(run: Path) -> dict[str, Any]:
     recipe = RunFolder.open(run).recipe()
     rows = RunFolder(run).metrics()
     done = rows[-1]["step"] if rows else 0
-    unfinished = recipe.method == "distribution_matching" and done < recipe.critic.warmup + recipe.train.steps
-    return {} if unfinished else plain_settings(recipe)
+    head_start = recipe.critic.warmup if recipe.method == "distribution_matching" else 0
+    return {} if done < head_start + recipe.train.steps else plain_settings(recipe)
 
 
 def _equal(own: Mapping[str, Any], subject: Subject, out: Path) -> bool:

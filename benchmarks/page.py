@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,8 +11,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from cells import course
 from pictures import write_pictures
-from plan import TEST, VALIDATION, Plan, Planned
+from plan import TEST, VALIDATION, NotYet, Plan, Planned
 from rows import CLAIMS, Claim, Row
 
 from w2svd_core.files import write_text
@@ -71,7 +74,7 @@ def lines_of(plan: Plan) -> dict[str, Line]:
 def write_page(plan: Plan, docs: Path, command: str) -> Path:
     """Write the page and its plots; returns the page."""
     lines = lines_of(plan)
-    parts = [heading(plan, lines, command), *tables(lines), claims(lines), *grid_table(lines)]
+    parts = [heading(plan, lines, command), *tables(lines), sweeps(plan), claims(lines), *grid_table(lines)]
     pictures = write_pictures(docs / "plots", lines, plan)
     parts += [f"![{words}](plots/{path.name})\n\n{words}" for path, words in pictures]
     parts += [why_not(lines)]
@@ -95,19 +98,45 @@ def heading(plan: Plan, lines: Mapping[str, Line], command: str) -> str:
     )
     return (
         "# Results\n\n"
-        f"Written by `{command}`; every number is out of a cell that this command made. Measured on "
+        f"Written by `{command}`; every number is out of a cell that calls of this command made. Measured on "
         f"{'; '.join(machines) or 'no machine yet'}.\n\n"
         f"Seeds {', '.join(map(str, o.seeds))}: mean ± half the distance from the smallest to the largest. {o.clips} "
         f"clips in each cell, held-out portraits from seed {TEST} on, the same captions and noise seeds for all. "
         f"Trained rows have the same training FLOPs: {o.budget:g} times what 120 updates of `portraits_long` take "
         "(rows from a first frame: of `portraits_image`), counted from executed operations, the critic's head start "
-        "included; the training of the image-conditioned teacher is not counted, as that of the other teacher is not. "
+        "included; the trainings of teachers (from a first frame, AnimateDiff, the image UNet) are not counted. "
         "A row that starts from another one shares the budget with it. "
         f"{sweep} Wall time is that of the rounds alone, of the run that a row starts from too; peak memory is the "
         f"whole process's.{elsewhere(lines)}\n\n"
         "The Fréchet distances use this project's own networks: they compare with each other, and with no published "
         "number. The best of 9 Euler samplers is chosen on the test portraits themselves, in the teacher's favour."
     )
+
+
+def sweeps(plan: Plan) -> str:
+    """What rates were chosen by, and which row is the winner."""
+    if not plan.options.sweep:
+        return ""
+    text = [
+        "## The sweeps of rates, and the winner", "",
+        "Video Fréchet distance on validation portraits; at an edge the best rate may lie beyond it.", "",
+        "| | " + " | ".join(f"× {factor:g}" for factor in plan.options.sweep) + " | taken |",
+        "| --- |" + " ---: |" * (len(plan.options.sweep) + 1),
+    ]  # fmt: skip
+    known = 0
+    for row in plan.rows.values():
+        with contextlib.suppress(NotYet):
+            if plan.sweeps(row):
+                found, taken = plan.swept(row), plan.factor(row)
+                edge = ", the edge" if taken in (min(found), max(found)) else ""
+                values = [number(value) if value < math.inf else "diverged" for value in found.values()]
+                text.append("| " + " | ".join([f"{row.title} (`{row.name}`)", *values, f"{taken:g}{edge}"]) + " |")
+                known += 1
+    try:
+        text += ["", f"The winner is {plan.winner().title} (`{plan.winner().name}`)."]
+    except NotYet as reason:
+        text += ["", f"There is no winner yet: {reason}."]
+    return "\n".join(text) if known else ""
 
 
 def elsewhere(lines: Mapping[str, Line]) -> str:
@@ -159,16 +188,22 @@ def table_line(line: Line, metrics: Sequence[str], lines: Mapping[str, Line]) ->
         cells += [with_spread(line, metric) for metric in metrics]
         cells += [
             shown(line.about("train_flops") if trained else None, 1e12),
-            str(line.results[0]["steps"]) if trained else "",
+            updates(line) if trained else "",
             f"{factor:g}" if trained and factor is not None else "",
             shown(line.about("peak_memory"), 2**20),
             shown(line.about("train_seconds"), 60),
         ]
     held = [verdict(claim, lines) for claim in CLAIMS if row.name in (claim.better, claim.worse)]
-    known = [one for one in held if one not in (NOT_RUN, WAITS)]
-    order = f"{sum(one == AGREES for one in known)} of {len(known)} hold" if known else ""
+    counts = [(sum(one == kind for one in held), word) for kind, word in ORDERS.items()]
+    order = ", ".join(f"{count} {word}" for count, word in counts if count)
     name = f"{row.title} (`{row.name}`)"
     return "| " + " | ".join([name, *cells, row.paper, order]) + " |"
+
+
+def updates(line: Line) -> str:
+    """Of the generator; those of what it starts from first."""
+    parts = course(line.planned.test[0].subject)
+    return " + ".join(str(part.recipe.train.steps) for part in parts)
 
 
 def shown(value: float | None, unit: float) -> str:
@@ -189,6 +224,7 @@ def with_spread(line: Line, metric: str) -> str:
 
 AGREES, DISAGREES, ALIKE = "agrees", "**disagrees**", "can't be told apart"
 WAITS = "not all seeds yet"
+ORDERS = {AGREES: "agree", DISAGREES: "disagree", ALIKE: "alike"}  # how a row's column counts them
 
 
 def verdict(claim: Claim, lines: Mapping[str, Line]) -> str:
@@ -244,8 +280,8 @@ def grid_table(lines: Mapping[str, Line]) -> list[str]:
     parts = ["## alpha_weak against guidance", ""]
     parts += [
         "Linearised (methods of W2SVD, our reading), the shift damps the matching by 1 - alpha_weak and leaves the "
+        "guidance as it is: rows with the same (guidance - 1) / (1 - alpha_weak) should be alike. One seed."
     ]
-    parts[-1] += "guidance as it is: rows with the same (guidance - 1) / (1 - alpha_weak) should be alike. One seed."
     for metric in ("frechet_video", "saturation"):
         heads = " | ".join(f"guidance {scale:g}" for scale in scales)
         parts += ["", f"| {title(metric)} | {heads} |", "| --- |" + " ---: |" * len(scales)]

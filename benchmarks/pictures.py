@@ -25,7 +25,10 @@ def write_pictures(folder: Path, lines: Lines, plan: Plan) -> list[tuple[Path, s
 
     drawn = {
         "alpha_weak": (alpha_curve, "Motion and distance over alpha_weak, with and without the ground-truth term"),
-        "steps": (steps_curve, "Video Fréchet distance over the number of steps: the winner, and the teacher's Euler"),
+        "steps": (
+            steps_curve,
+            "Video Fréchet distance over the number of steps: the teacher's Euler, and a winner that ran",
+        ),
         "flops": (
             flops_curve,
             "Video Fréchet distance over training FLOPs, of calls with several budgets",
@@ -103,19 +106,23 @@ def flops_curve(lines: Lines, plan: Plan) -> Any:
 def at_budgets(line: Line, plan: Plan) -> list[tuple[float, float]]:
     """(TFLOP, mean distance) of a row's test at every budget that this folder has results of.
 
-    They come from other calls with another `--budget`: the same settings but for seed and number of updates.
+    They come from other calls with another `--budget`: the same settings but for seed, rates and number of updates. Of
+    rates that were tried on the test of a budget, those with the most seeds count, which are the ones that it chose.
     """
 
     def about(cell: Any) -> Any:
-        settings = {key: value for key, value in cell["recipe"].items() if key not in ("seed", "train.steps")}
+        loose = ("seed", "train.steps", *(key for key in cell["recipe"] if key.endswith(".lr")))
+        settings = {key: value for key, value in cell["recipe"].items() if key not in loose}
         return [settings, sorted(cell["needs"]), *(cell[key] for key in ("kind", "clips", "evaluate_seed", "assets"))]
 
-    own, groups = about(line.results[0]), dict[float, list[float]]()
+    own, groups = about(line.results[0]), dict[float, dict[float, list[float]]]()
     for path in sorted((plan.out / "cells").glob("*.json")):
         cell = json.loads(path.read_text(encoding="utf-8"))
         if about(cell) == own:
-            groups.setdefault(cell["train_flops"] / 1e12, []).append(cell["values"]["frechet_video"])
-    return [(flops, sum(values) / len(values)) for flops, values in sorted(groups.items())]
+            of_rate = groups.setdefault(cell["train_flops"] / 1e12, {})
+            of_rate.setdefault(cell["recipe"]["student.lr"], []).append(cell["values"]["frechet_video"])
+    chosen = {flops: max(of_rate.values(), key=len) for flops, of_rate in sorted(groups.items())}
+    return [(flops, sum(values) / len(values)) for flops, values in chosen.items()]
 
 
 def grid_map(lines: Lines, plan: Plan) -> Any:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from budget import Cost, cost_of, untrained_file
-from cells import Cell, Subject, assets_version, chain, unusual_settings, with_files
+from cells import Cell, Subject, assets_version, chain, has_diverged, unusual_settings, with_files
 from rows import Row
 
 from w2svd_core.config import load_recipe, recipe_names
@@ -154,10 +155,12 @@ class Plan:
     def before(self, row: Row) -> list[Row]:
         """The rows whose sweeps decide something of this one."""
         if row.winner and self.options.winner:
-            return [self.rows[self.options.winner]]
+            own = self.rows[self.options.winner]
+            return [*self.before(own), *([own] if self.sweeps(own) else [])]
         if row.winner:
             return [one for one in self.rows.values() if self.may_win(one)]
-        return [self.rows[name] for name in (row.start, row.rates) if name]
+        named = [self.rows[name] for name in (row.start, row.rates) if name]
+        return [one for other in named for one in (*self.before(other), other) if self.sweeps(one)]
 
     # ---- rates
 
@@ -183,7 +186,7 @@ class Plan:
         return min(self.swept(row).items(), key=lambda pair: pair[1])[0]
 
     def swept(self, row: Row) -> dict[float, float]:
-        """The validation distance of each factor.
+        """The validation distance of each factor; infinity where the training diverged.
 
         Raises:
             NotYet: one is missing.
@@ -191,9 +194,11 @@ class Plan:
         found = {}
         for factor, cell in zip(self.options.sweep, self.sweep_cells(row), strict=True):
             result = cell.read(self.out)
-            if result is None:
+            if result is None and not any(has_diverged(subject, self.out) for subject in cell.trainings()):
                 raise NotYet(f"the sweep of the rates of {row.name} is not done")
-            found[factor] = result["values"][METRIC]
+            found[factor] = math.inf if result is None else result["values"][METRIC]
+        if min(found.values()) == math.inf:
+            raise NotYet(f"{row.name} diverged with every factor on its rates")
         return found
 
     # ---- the winner
@@ -315,8 +320,3 @@ def adoptable(plan: Plan, rows: Iterable[Row]) -> list[Cell]:
 def trainings(cells: Iterable[Cell]) -> dict[str, Subject]:
     """All trainings of some cells, by key."""
     return {subject.key: subject for cell in cells for subject in chain(cell.subject, cell.kind == "student")}
-
-
-def started_from(cells: Iterable[Cell]) -> set[str]:
-    """Keys of the trainings that others start from."""
-    return {need.key for cell in cells for name, need in cell.subject.needs.items() if name == "start"}

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from cells import Cell, adopt
 from page import write_page
-from plan import Costs, Options, Plan, adoptable, started_from, trainings
+from plan import Costs, Options, Plan, adoptable, trainings
 from rows import ROWS, Row, grid
 from work import INTERRUPTED, ROOT, Workers
 
@@ -72,13 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     until = None if args.minutes is None else time.monotonic() + 60 * args.minutes
     workers = Workers(args.out, args.jobs, until)
 
-    def left_to_do() -> list[Cell]:
-        found = planned(plan, wanted)
-        workers.kept = started_from(found)
-        return found
-
     with stopped_by_ctrl_c(workers):
-        workers.run(left_to_do)
+        workers.run(lambda: planned(plan, wanted))
     plan.costs.counting = False  # what was not counted has no cell
     page = write_page(plan, args.docs, command(argv))
     left = sum(cell.read(args.out) is None for cell in planned(plan, wanted))
@@ -110,8 +105,8 @@ def planned(plan: Plan, rows: Iterable[Row]) -> list[Cell]:
 
 @contextmanager
 def stopped_by_ctrl_c(workers: Workers) -> Iterator[None]:
-    """Ctrl-C, or a plain kill, lets trainings save and end; a second one ends them at once."""
-    asked = (signal.SIGINT, signal.SIGTERM)
+    """Ctrl-C, a plain kill, or a terminal that closes lets trainings save and end; a second one ends them at once."""
+    asked = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
     before = [signal.signal(number, lambda _number, _frame: workers.stop()) for number in asked]
     try:
         yield

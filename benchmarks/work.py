@@ -15,12 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cells import Cell, Subject, arguments_of, is_trained, note_usage, spent, thin
+from cells import Cell, Subject, arguments_of, has_diverged, is_trained, note_usage, spent, stale, thin
 
 from w2svd_core.config import recipe_to_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 INTERRUPTED = 130
+DIVERGED = "non-finite updates in a row"  # in the sentence that `Learner` ends such a run with
 Job = Subject | Cell  # something to train, or something to measure
 
 
@@ -32,14 +33,12 @@ class Workers:
         out: where results go.
         jobs: processes at a time.
         until: the time (`time.monotonic`) after which nothing new begins; None = no end.
-        kept: keys of trainings whose last checkpoint others start from.
         failed: keys of jobs that broke, each with its log.
     """
 
     out: Path
     jobs: int
     until: float | None = None
-    kept: set[str] = field(default_factory=set)
     failed: dict[str, Path] = field(default_factory=dict)
     stopping: bool = False
     _children: dict[int, subprocess.Popen[str]] = field(default_factory=dict)
@@ -71,6 +70,8 @@ class Workers:
         for cell in cells:
             if cell.key in busy or cell.key in self.failed or cell.read(self.out) is not None:
                 continue
+            if any(has_diverged(subject, self.out) for subject in cell.trainings()):
+                continue
             left = [subject for subject in cell.trainings() if not is_trained(subject, self.out)]
             if not left:
                 return cell
@@ -87,12 +88,18 @@ class Workers:
 
     def train(self, subject: Subject) -> None:
         """Train, or go on with a training that was stopped."""
+        if key := stale(subject, self.out):
+            self.failed[subject.key] = subject.place(self.out) / "recipe.yaml"
+            print(
+                f"{subject.place(self.out)} was trained with another {key}; move it away", file=sys.stderr, flush=True
+            )
+            return
         command = [sys.executable, "-m", "w2svd_core.train", *arguments_of(subject, self.out)]
         code, peak = self.process(subject.key, command, "")
         if subject.place(self.out).is_dir():
-            note_usage(subject, self.out, peak, code == 0)
+            note_usage(subject, self.out, peak, code == 0, diverged=code != 0 and self.says(subject.key, DIVERGED))
         if code == 0:
-            thin(subject, self.out, subject.key in self.kept)
+            thin(subject, self.out)
 
     def measure(self, cell: Cell) -> None:
         """Measure a cell; it writes its own JSON."""
@@ -137,6 +144,10 @@ class Workers:
             self.failed[key] = log
             print(f"failed: {log}", file=sys.stderr, flush=True)
         return child.returncode, peak
+
+    def says(self, key: str, words: str) -> bool:
+        """Whether a job's last lines have these words."""
+        return words in (self.out / "logs" / f"{key}.log").read_text(errors="replace")[-2000:]
 
     def wait_for(self, child: subprocess.Popen[str]) -> int | None:
         """Wait; returns the peak of its memory in bytes."""

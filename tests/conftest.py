@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from bench_parts import modules
 from door_parts import ALL_PANELS, Door, panels_drawn
 from kind import Conditions, Models, Programs, Recipes, program_of, with_roles
 from torch import nn
@@ -93,3 +95,15 @@ def few_panels() -> Iterator[None]:
     """Reports of runs have two small figures here: most of a short run's time would be theirs. See `all_panels`."""
     with panels_drawn({name: ALL_PANELS[name][:1] for name in ("losses", "guard")}):
         yield
+
+
+@pytest.fixture(scope="module")
+def bench() -> Iterator[Any]:
+    """The modules of the benchmark, by name."""
+    yield from modules()
+
+
+@pytest.fixture
+def costs(bench: Any) -> Any:
+    """Instead of a count of FLOPs: a head start of 20, an update of 2."""
+    return SimpleNamespace(of=lambda recipe, models: bench.budget.Cost(20.0, 2.0))

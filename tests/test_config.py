@@ -259,6 +259,7 @@ def test_a_file_that_is_no_recipe(tmp_path: Path) -> None:
             ("features fake", "matching.weight 0"),
         ),
         ({"evaluate.seed": "511"}, ("evaluate.seed 511", "data.clips 512", "to at least 512")),
+        ({"method": "consistency", "matching.ground_truth_weight": "1"}, ("do nothing in method consistency",)),
         ({"method": "consistency", "adversarial.weight": "1"}, ("adversarial", "do nothing in consistency")),
         ({"data_forcing.probability": "1", "matching.weight": "0"}, ("data_forcing", "matching.weight is 0")),
         (

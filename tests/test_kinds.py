@@ -270,8 +270,9 @@ def test_a_guided_clip_starts_from_its_frame(kind: Kind, role: Any) -> None:
         {"method": "flow_matching", "train.condition_dropout": 1.0},
         {"rollout.source": "backward_simulation", "matching.guidance_scale": 3.0, "model.gradient_checkpointing": True},
         {"rollout.source": "noised_data", "matching.guidance_scale": 3.0, "matching.batched_scores": False},
+        {"adversarial.weight": 0.1, "data_forcing.probability": 1.0, "matching.guidance_scale": 3.0},
     ],
-    ids=["flow matching", "simulation", "noised data"],
+    ids=["flow matching", "simulation", "noised data", "mixture"],
 )
 def test_every_method_trains_every_kind(kind: Kind, changes: dict[str, Any], new_recipe: Recipes) -> None:
     pristine, data = kind.new(), kind.clips()

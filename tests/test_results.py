@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import shutil
@@ -18,47 +17,13 @@ from typing import Any
 
 import pytest
 import torch
+from bench_parts import BENCHMARKS, cell_of, finish, plan_of
 
 from w2svd_core.config import load_recipe
 from w2svd_core.errors import UserError
 from w2svd_core.evaluate import SEARCHED_GUIDANCE, SEARCHED_SHIFTS
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-MODULES = ("flops", "cost", "budget", "cells", "plan", "rows", "work", "page", "pictures", "results")
 TINY = {"critic.warmup": "1", "train.steps": "3", "data.clips": "64", "train.batch": "4"}
-
-
-@pytest.fixture(scope="module")
-def bench() -> Any:
-    """The modules beside the command, by name."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(BENCHMARKS)
-        yield SimpleNamespace(**{name: importlib.import_module(name) for name in MODULES})
-        for name in MODULES:
-            sys.modules.pop(name, None)
-
-
-@pytest.fixture
-def costs(bench: Any) -> Any:
-    """Instead of a count: a head start of 20, an update of 2."""
-    return SimpleNamespace(of=lambda recipe, models: bench.budget.Cost(20.0, 2.0))
-
-
-def plan_of(bench: Any, out: Path, costs: Any, rows: Any = None, **options: Any) -> Any:
-    return bench.plan.Plan(rows or bench.rows.ROWS, bench.plan.Options(**options), out, costs)
-
-
-def cell_of(bench: Any, changes: dict[str, object] | None = None, **own: Any) -> Any:
-    subject = bench.cells.Subject(load_recipe("portraits_long", changes or {}), "portraits_long")
-    return bench.cells.Cell(**{"row": "w2s", "subject": subject, "kind": "student", "clips": 50, "seed": 1} | own)
-
-
-def finish(cell: Any, out: Path, **values: float) -> None:
-    """A result as `measure.py` writes it."""
-    path = cell.place(out)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    about = {"model_calls": 4, "machine": "a test", "train_seconds": 60.0, "peak_memory": 2**30}
-    path.write_text(json.dumps({**cell.about(), **about, "values": {"frechet_video": 1.0, **values}}))
 
 
 # ---- keys

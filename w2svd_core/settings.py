@@ -75,9 +75,7 @@ class Student(Optimizer):
 
     kind: Literal["lora", "full"] = setting("lora", "lora = an adapter on the frozen base; full = a trainable copy")
     rank: int = setting(64, "rank of the student's adapter (only for kind lora)", ge=1, le=1024)
-    init: str = setting(
-        "", "few-step LoRA file of any rank that the student starts from, the critic never; empty = from nothing"
-    )
+    init: str = setting("", "few-step LoRA file of any rank that the student (alone) starts from; empty = none")
     save_precision: Literal["fp32", "bf16", "fp16"] = setting("fp32", "number format of a saved full copy")
     ema: float = setting(
         0.0, "decay of the student's moving average, which is what is saved (0 = off)", ge=0, le=0.9999
@@ -313,6 +311,8 @@ class _Recipe(Section):
         check_terms(self)
         if self.data.prompts:
             self._check_prompts()
+        if self.matching.ground_truth_weight and self.method != "distribution_matching":
+            raise ValueError(f"matching.ground_truth_weight would do nothing in method {self.method}; set it to 0")
         new = self.model.init
         if self.model.encoders == "own" and new != "load":
             raise ValueError(f"model.init {new} learns from the bundled encoders; set model.encoders to bundled")

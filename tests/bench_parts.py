@@ -1,0 +1,44 @@
+"""What the tests of the benchmark share: its modules, plans, cells and results."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from w2svd_core.config import load_recipe
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+MODULES = ("flops", "cost", "budget", "cells", "plan", "rows", "work", "page", "pictures", "results")
+
+
+def modules() -> Iterator[Any]:
+    """Those beside the command, by name, for as long as a fixture lasts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(BENCHMARKS)
+        yield SimpleNamespace(**{name: importlib.import_module(name) for name in MODULES})
+        for name in MODULES:
+            sys.modules.pop(name, None)
+
+
+def plan_of(bench: Any, out: Path, costs: Any, rows: Any = None, **options: Any) -> Any:
+    return bench.plan.Plan(rows or bench.rows.ROWS, bench.plan.Options(**options), out, costs)
+
+
+def cell_of(bench: Any, changes: dict[str, object] | None = None, **own: Any) -> Any:
+    subject = bench.cells.Subject(load_recipe("portraits_long", changes or {}), "portraits_long")
+    return bench.cells.Cell(**{"row": "w2s", "subject": subject, "kind": "student", "clips": 50, "seed": 1} | own)
+
+
+def finish(cell: Any, out: Path, **values: float) -> None:
+    """A result as `measure.py` writes it."""
+    path = cell.place(out)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    about = {"model_calls": 4, "machine": "a test", "train_seconds": 60.0, "peak_memory": 2**30}
+    path.write_text(json.dumps({**cell.about(), **about, "values": {"frechet_video": 1.0, **values}}))
