@@ -195,6 +195,12 @@ def is_trained(subject: Subject, out: Path) -> bool:
     return bool(usage(subject, out).get("finished")) and not stale(subject, out)
 
 
+def may_start(subject: Subject, out: Path) -> bool:
+    """Whether what a training starts from, if anything, has the checkpoint that it needs: older calls dropped it."""
+    source = subject.needs.get("start")
+    return source is None or any((source.place(out) / "checkpoints").glob("*.safetensors"))
+
+
 def has_diverged(subject: Subject, out: Path) -> bool:
     """Whether a training ended because its updates were not finite."""
     return bool(usage(subject, out).get("diverged"))

@@ -264,7 +264,8 @@ class Plan:
             sigmas = {key: value for key, value in row.settings.items() if key == "student.sigmas"}
             start = replace(start, settings={**start.settings, **sigmas})
             factor = self.factor(self.rows[row.start])  # of its sweep, in the steps that it was swept in
-            source, before = self.subject(start, seed, factor, share * (1 - row.share))
+            rest = 1 - row.share if row.start_share is None else row.start_share
+            source, before = self.subject(start, seed, factor, share * rest)
             needs["start"] = source
         cost = self.cost(recipe, row)
         try:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cells import Cell, Subject, arguments_of, has_diverged, is_trained, note_usage, spent, stale, thin
+from cells import Cell, Subject, arguments_of, has_diverged, is_trained, may_start, note_usage, spent, stale, thin
 
 from w2svd_core.config import recipe_to_yaml
 
@@ -75,6 +75,8 @@ class Workers:
             left = [subject for subject in cell.trainings() if not is_trained(subject, self.out)]
             if not left:
                 return cell
+            if not may_start(left[0], self.out):
+                left = [left[0].needs["start"]]  # the same again: nothing in a training is left to chance
             if left[0].key not in busy and left[0].key not in self.failed:
                 return left[0]
         return None

@@ -75,6 +75,8 @@ def test_a_finished_cell_is_not_run_again_and_a_start_comes_first(bench: Any, tm
     assert workers.next_job([cell, after], set()) is cell.subject
     assert workers.next_job([cell, after], {cell.subject.key}) is first
     bench.cells.note_usage(first, tmp_path, 5, True)
+    (first.place(tmp_path) / "checkpoints").mkdir(parents=True)
+    (first.place(tmp_path) / "checkpoints" / "000003.safetensors").touch()
     assert workers.next_job([after], set()) is after.subject
     bench.cells.note_usage(after.subject, tmp_path, 5, True)
     assert workers.next_job([after], set()) is after

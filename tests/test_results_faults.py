@@ -61,7 +61,20 @@ def test_a_start_that_keeps_its_rates_is_not_swept(bench: Any, tmp_path: Path, c
     cells = plan.of(plan.rows["dfd_ill"]).cells
     assert {cell.row for cell in cells} == {"dfd_ill"}
     start = cells[-1].subject.needs["start"]
-    assert plan.of(plan.rows["ill_half"]).test[0].subject.key == start.key  # what the cure began with has a row
+    assert plan.of(plan.rows["dmd2_ill"]).test[0].subject.key == start.key  # what the cure began with has a row
+    assert bench.page.updates(bench.page.Line(plan.rows["dfd_ill"], plan.of(plan.rows["dfd_ill"]))) == "120 + 55"
+
+
+def test_a_start_without_a_checkpoint_is_trained_again(bench: Any, tmp_path: Path, costs: Any) -> None:
+    plan, workers = plan_of(bench, tmp_path, costs, seeds=(0,)), bench.work.Workers(tmp_path, 1)
+    (cell,) = plan.of(plan.rows["dfd_ill"]).cells
+    start = cell.subject.needs["start"]
+    bench.cells.note_usage(start, tmp_path, 5, True)
+    assert workers.next_job([cell], set()) is start
+    checkpoints = start.place(tmp_path) / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    (checkpoints / "000120.safetensors").touch()
+    assert workers.next_job([cell], set()) is cell.subject
 
 
 def test_a_winner_that_is_named_is_planned_with_what_decides_it(bench: Any, tmp_path: Path, costs: Any) -> None:
