@@ -24,7 +24,7 @@ from w2svd_core.files import read_safetensors
 from w2svd_core.lora_files import read_lora
 
 ALWAYS = ("wan-t2v",)
-SHORT = ("wan-i2v", "hunyuan_video-replace", "cosmos-i2v")
+SHORT = ("hunyuan_video-replace", "cosmos-i2v")
 OF_FILES = ("wan-i2v", "hunyuan_video-concat", "cosmos-t2v")  # the others are folders
 WHOLE = [kind if str(kind) in ALWAYS else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS]
 

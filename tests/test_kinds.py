@@ -270,7 +270,10 @@ def test_a_guided_clip_starts_from_its_frame(kind: Kind, role: Any) -> None:
         {"method": "flow_matching", "train.condition_dropout": 1.0},
         {"rollout.source": "backward_simulation", "matching.guidance_scale": 3.0, "model.gradient_checkpointing": True},
         {"rollout.source": "noised_data", "matching.guidance_scale": 3.0, "matching.batched_scores": False},
-        {"adversarial.weight": 0.1, "data_forcing.probability": 1.0, "matching.guidance_scale": 3.0},
+        pytest.param(
+            {"adversarial.weight": 0.1, "data_forcing.probability": 1.0, "matching.guidance_scale": 3.0},
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["flow matching", "simulation", "noised data", "mixture"],
 )
