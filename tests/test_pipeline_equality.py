@@ -28,6 +28,7 @@ from w2svd_core.randomness import noise_of_seeds
 from w2svd_core.roles import SharedModel
 
 STEPS, SEEDS, EMBEDDED = 3, (7, 8), 6.0
+LONG_TEXTS = ("hunyuan_video15",)  # whose pipelines pad to two thousand tokens, however small the model is
 PROMPTS = ("a man with red hair talks", "a woman nods slowly, then smiles")
 
 
@@ -35,7 +36,14 @@ def ways(kinds: tuple[Kind, ...], files: bool = False) -> list[Any]:
     """Each kind that has a pipeline (single files), from a picture and without where it can do both."""
     found = [(kind, bool(kind.picture)) for kind in kinds if kind.tiny and (kind.files or not files)]
     found += [(kind, False) for kind, _ in found if kind.either and not files]
-    return [pytest.param((kind, image), id=f"{kind}-{'picture' if image else 'text'}") for kind, image in found]
+    return [
+        pytest.param(
+            (kind, image),
+            id=f"{kind}-{'picture' if image else 'text'}",
+            marks=[pytest.mark.slow] if str(kind).startswith(LONG_TEXTS) else [],
+        )
+        for kind, image in found
+    ]
 
 
 @pytest.fixture(autouse=True)
@@ -117,19 +125,7 @@ def test_the_teacher_sampler_is_the_pipeline(case: Case, guidance: float) -> Non
         assert not torch.allclose(case.ours(guidance, sigmas, Condition(fields)), expected, atol=1e-3)
 
 
-LONG_TEXTS = ("hunyuan_video15",)  # whose pipelines pad to two thousand tokens, however small the model is
-
-
-def of_files() -> list[Any]:
-    found = ways(KINDS, files=True)
-    long = [str(param.id).startswith(LONG_TEXTS) for param in found]
-    return [
-        pytest.param(*param.values, id=param.id, marks=pytest.mark.slow) if slow else param
-        for param, slow in zip(found, long, strict=True)
-    ]
-
-
-@pytest.mark.parametrize("way", of_files())
+@pytest.mark.parametrize("way", ways(KINDS, files=True))
 def test_native_files_sample_what_the_pipeline_samples(way: tuple[Kind, bool]) -> None:
     """Transformer, VAE, text encoder and image encoder as ComfyUI has them, with nothing in them but tensors."""
     case = Case(way, native=True)
