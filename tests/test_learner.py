@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from w2svd_core.errors import UserError
-from w2svd_core.learner import Learner, lr_schedule
+from w2svd_core.learner import Learner, average_age, lr_schedule
 from w2svd_core.settings import Optimizer
 
 
@@ -117,6 +117,10 @@ def test_an_average_that_comes_along_is_as_old_as_it_was() -> None:
     other.update(loss_of(other))
     for name, weight in other.parameters.items():
         torch.testing.assert_close(other.average[name], 0.9 * before[name] + 0.1 * weight.detach())
+
+
+def test_a_checkpoint_of_an_older_version_has_an_average_as_old_as_its_updates() -> None:
+    assert average_age(torch.tensor([7, 0])) == 7 and average_age(torch.tensor([3, 1, 120])) == 120
 
 
 def test_without_an_average_the_weights_are_what_is_learned() -> None:

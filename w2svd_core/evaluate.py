@@ -57,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, given = parse_arguments(parser(), argv)
     if args.out.suffix != ".md":
         raise UserError(f"--out {args.out} must end in .md; the numbers go to a .json beside it")
-    recipes = recipes_of(args.runs, {"evaluate.clips": str(USUAL_TABLE), **given, **clips_of(args.clips)})
+    asked = {} if args.clips is None else {"evaluate.clips": args.clips}
+    recipes = recipes_of(args.runs, {"evaluate.clips": str(USUAL_TABLE), **given, **asked})
     first = next(iter(recipes.values()))
     if args.euler_search and first.data.folder != "portraits":
         raise UserError(
@@ -91,11 +92,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(text)  # whatever the disk says: hours of sampling are in it
     print(f"\nwrote {args.out} and {beside}")
     return 0
-
-
-def clips_of(asked: str | None) -> dict[str, str]:
-    """The setting that --clips is."""
-    return {} if asked is None else {"evaluate.clips": asked}
 
 
 def recipes_of(runs: Sequence[Path], settings: Mapping[str, str]) -> dict[Path, Recipe]:

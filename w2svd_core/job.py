@@ -220,7 +220,7 @@ def finish(recipe: Recipe, run: RunFolder, job: Job, watch: Watch) -> None:
         try:
             watch.preview(step, preview(recipe, run, job, step))
         except (UserError, torch.OutOfMemoryError) as error:
-            reason = str(error).splitlines()[0].rstrip(".")
+            reason = " ".join(str(error).split()) or type(error).__name__
             watch.say(f"warning: the student is saved, but its clips could not be shown ({reason})")
     rows = evaluate_job(recipe, job, run.path, watch) if recipe.evaluate.clips else []
     report = write_report(run, recipe, rows, files)

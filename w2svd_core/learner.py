@@ -179,5 +179,11 @@ class Learner:
         if self.scaler.is_enabled():
             scale, sound = tensors["scale"].tolist()
             self.scaler.load_state_dict({**self.scaler.state_dict(), "scale": scale, "_growth_tracker": int(sound)})
-        self.updates, self.nonfinite_in_a_row, *age = (int(n) for n in tensors["count"])
-        self.age = age[0] if age else self.updates  # of a checkpoint of an older version
+        self.updates, self.nonfinite_in_a_row = (int(n) for n in tensors["count"][:2])
+        self.age = average_age(tensors["count"])
+
+
+def average_age(count: Tensor) -> int:
+    """How many updates the moving average behind a "count" of `Learner.tensors` has seen."""
+    updates, _, *age = count.tolist()
+    return int(age[0] if age else updates)  # older versions had no averages that came along

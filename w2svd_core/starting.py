@@ -11,7 +11,7 @@ from .distillation import Distillation
 from .errors import UserError
 from .files import read_safetensors
 from .guard import take_best
-from .learner import Learner
+from .learner import Learner, average_age
 from .run import RunFolder
 
 
@@ -57,5 +57,4 @@ def _take_over(learner: Learner, tensors: Mapping[str, Tensor], name: str, place
         )
     found = {n: weight for n, weight in weights.items() if weight is not None}
     averages = {n: tensors[f"{name}/average/{n}"] for n in found if f"{name}/average/{n}" in tensors}
-    _, _, *age = tensors[f"{name}/count"].tolist()
-    learner.begin_with(found, {**found, **averages}, int(age[0]) if averages and age else 0)
+    learner.begin_with(found, {**found, **averages}, average_age(tensors[f"{name}/count"]) if averages else 0)

@@ -144,6 +144,15 @@ def test_truncated_behind_its_index(tmp_path: Path, portrait: Video, wanted: int
         read_video(tmp_path / "cut.mp4", wanted, None, None, None)
 
 
+def test_a_single_frame_that_is_cut_off_is_told(tmp_path: Path, portrait: Video) -> None:
+    write_faststart(tmp_path / "whole.mp4", portrait)
+    with av.open(str(tmp_path / "whole.mp4")) as container:
+        last = max(packet.pos for packet in container.demux(video=0) if packet.pos)
+    (tmp_path / "cut.mp4").write_bytes((tmp_path / "whole.mp4").read_bytes()[:last])
+    with pytest.raises(UserError, match=r"cut\.mp4 is .*truncated"):
+        read_video(tmp_path / "cut.mp4", None, None, None, None)
+
+
 def test_an_edit_list_is_no_truncation(tmp_path: Path, portrait: Video) -> None:
     """A phone's trimming leaves all frames in the index and tells players to show some of them."""
     write_faststart(tmp_path / "whole.mp4", portrait, gop=5)

@@ -86,7 +86,7 @@ def _decode(container: Any, stream: Any, path: Path) -> Iterator[tuple[float, An
             count += 1
     begins = float((stream.start_time or 0) * stream.time_base)
     told = float((stream.duration or 0) * stream.time_base)  # of what is to be shown: an edit list may leave frames out
-    if stream.frames and packets < stream.frames and not (told and end - begins > told - 1.5 * step):
+    if stream.frames and packets < stream.frames and not (told and end - begins > told - 0.5 * step):
         raise UserError(
             f"{path} is truncated: its index lists {stream.frames} frames and {packets} are there; "
             "copy or encode it again"
