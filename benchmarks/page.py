@@ -89,9 +89,10 @@ def heading(plan: Plan, lines: Mapping[str, Line], command: str) -> str:
     machines = sorted({result["machine"] for line in lines.values() for result in line.results})
     part = "all" if o.sweep_budget == 1 else f"{o.sweep_budget:g}"
     sweep = (
-        f"Before that, trained rows had their rates multiplied by {', '.join(f'{f:g}' for f in o.sweep)} (the first "
-        f"seed, {part} of the budget, {o.sweep_clips} validation portraits from seed {VALIDATION} on); the "
-        "factor with the least video Fréchet distance there was taken for all seeds. The rows of an ablation share the "
+        f"Before that, trained rows had their rates multiplied by {', '.join(f'{f:g}' for f in o.sweep)}, and by "
+        f"half or twice as much while the best lay at the edge (the first seed, {part} of the budget, {o.sweep_clips} "
+        f"validation portraits from seed {VALIDATION} on); the factor with the least video Fréchet distance there was "
+        "taken for all seeds. The rows of an ablation share the "
         "factor that is best for its first one; the sick row, its cure and the cure's control have rates of their own."
         if o.sweep
         else "Rates are the recipes' own; no sweep was made."
@@ -118,21 +119,22 @@ def sweeps(plan: Plan) -> str:
     """What rates were chosen by, and which row is the winner."""
     if not plan.options.sweep:
         return ""
+    known: dict[str, dict[float, float]] = {}
+    for row in plan.rows.values():
+        with contextlib.suppress(NotYet):
+            known |= {row.name: plan.swept(row)} if plan.sweeps(row) else {}
+    factors = sorted({factor for found in known.values() for factor in found})
     text = [
         "## The sweeps of rates, and the winner", "",
         "Video Fréchet distance on validation portraits; at an edge the best rate may lie beyond it.", "",
-        "| | " + " | ".join(f"× {factor:g}" for factor in plan.options.sweep) + " | taken |",
-        "| --- |" + " ---: |" * (len(plan.options.sweep) + 1),
+        "| | " + " | ".join(f"× {factor:g}" for factor in factors) + " | taken |",
+        "| --- |" + " ---: |" * (len(factors) + 1),
     ]  # fmt: skip
-    known = 0
-    for row in plan.rows.values():
-        with contextlib.suppress(NotYet):
-            if plan.sweeps(row):
-                found, taken = plan.swept(row), plan.factor(row)
-                edge = ", the edge" if taken in (min(found), max(found)) else ""
-                values = [number(value) if value < math.inf else "diverged" for value in found.values()]
-                text.append("| " + " | ".join([f"{row.title} (`{row.name}`)", *values, f"{taken:g}{edge}"]) + " |")
-                known += 1
+    for name, found in known.items():
+        taken = plan.factor(plan.rows[name])
+        edge = ", the edge" if taken in (min(found), max(found)) else ""
+        values = ["" if f not in found else number(found[f]) if found[f] < math.inf else "diverged" for f in factors]
+        text.append("| " + " | ".join([f"{plan.rows[name].title} (`{name}`)", *values, f"{taken:g}{edge}"]) + " |")
     try:
         text += ["", f"The winner is {plan.winner().title} (`{plan.winner().name}`)."]
     except NotYet as reason:

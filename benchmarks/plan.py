@@ -26,6 +26,7 @@ from w2svd_core.settings import Recipe
 
 VALIDATION, TEST = 1_100_000, 1_000_000  # first held-out portraits; no training sees either
 METRIC = "frechet_video"  # what rates and the winner are chosen by
+BEYOND = 2  # factors that a sweep tries beyond its edges, as long as the best one lies there
 WINNER_SHIFT = 2.0  # of the sigmas of a winner in another number of steps: the portraits' own
 
 
@@ -37,7 +38,7 @@ class Options:
         seeds: of the trainings.
         clips: of a test cell.
         budget: FLOPs of each training, in units of the row's `unit`.
-        sweep: factors on the rates; empty = 1 for all.
+        sweep: factors on the rates, a part of which may follow (`Plan.factors`); empty = 1 for all.
         sweep_clips, sweep_budget: of a sweep cell; the latter a share of the budget. A whole one by default: half of it
             likes rates that are too high for the whole, and with it the first seed of the best is trained already.
         winner: the row that is taken as the winner; "" = the best on validation.
@@ -63,12 +64,17 @@ class Costs:
 
     Attributes:
         counting: whether a recipe that is not known yet may be counted.
+        known: FLOPs before the first update and of each, by recipe.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.counting = True
-        self._known: dict[str, list[float]] = json.loads(path.read_text()) if path.is_file() else {}
+        self.known: dict[str, list[float]] = json.loads(path.read_text()) if path.is_file() else {}
+
+    def learn(self, known: Mapping[str, list[float]]) -> None:
+        """Take what was counted elsewhere."""
+        self.known = {**known, **self.known}
 
     def of(self, recipe: Recipe, models: Mapping[str, Recipe] | None = None) -> Cost:
         """The cost of a recipe at any number of updates.
@@ -83,13 +89,13 @@ class Costs:
         own = {k: v for k, v in unusual_settings(recipe).items() if not k.endswith(".lr") and k not in rates}
         built_on = {setting: unusual_settings(model) for setting, model in (models or {}).items()}
         key = value_hash([own, recipe.matching.alpha_weak == 0, assets_version(), *([built_on] if built_on else [])])
-        if key not in self._known:
+        if key not in self.known:
             if not self.counting:
                 raise NotYet("nobody asked for it yet")
             found = cost_of(with_files(recipe, self.untrained(models or {})))
-            self._known[key] = [found.head_start, found.update]
-            write_text(self.path, json.dumps(self._known, indent=1) + "\n")
-        return Cost(*self._known[key])
+            self.known[key] = [found.head_start, found.update]
+            write_text(self.path, json.dumps(self.known, indent=1) + "\n")
+        return Cost(*self.known[key])
 
     def untrained(self, models: Mapping[str, Recipe]) -> dict[str, Path]:
         """Files of models of the same shape, by setting."""
@@ -166,10 +172,33 @@ class Plan:
 
     def sweep_cells(self, row: Row) -> list[Cell]:
         """One for each factor: the first seed, validation portraits."""
+        return [self.sweep_cell(row, factor) for factor in self.factors(row)]
+
+    def sweep_cell(self, row: Row, factor: float) -> Cell:
+        """One of them."""
         o = self.options
-        if not o.sweep:
-            return []
-        return [self.cell(row, o.seeds[0], f, o.sweep_budget, o.sweep_clips, VALIDATION) for f in o.sweep]
+        return self.cell(row, o.seeds[0], factor, o.sweep_budget, o.sweep_clips, VALIDATION)
+
+    def factors(self, row: Row) -> list[float]:
+        """Those of the sweep; while the best of several lies at an edge, half or twice as much, too."""
+        found = sorted(self.options.sweep)
+        for _ in range(BEYOND if len(found) > 1 else 0):
+            distances = [self.distance(row, factor) for factor in found]
+            if None in distances:
+                break
+            best = distances.index(min(one for one in distances if one is not None))
+            if 0 < best < len(found) - 1:
+                break
+            found = sorted([*found, found[0] / 2 if best == 0 else found[-1] * 2])
+        return found
+
+    def distance(self, row: Row, factor: float) -> float | None:
+        """Of a factor's clips on validation; infinity where the training diverged, None where it is not measured."""
+        cell = self.sweep_cell(row, factor)
+        result = cell.read(self.out)
+        if result is None:
+            return math.inf if any(has_diverged(subject, self.out) for subject in cell.trainings()) else None
+        return float(result["values"][METRIC])
 
     def factor(self, row: Row) -> float:
         """The best one on validation.
@@ -192,11 +221,11 @@ class Plan:
             NotYet: one is missing.
         """
         found = {}
-        for factor, cell in zip(self.options.sweep, self.sweep_cells(row), strict=True):
-            result = cell.read(self.out)
-            if result is None and not any(has_diverged(subject, self.out) for subject in cell.trainings()):
+        for factor in self.factors(row):
+            distance = self.distance(row, factor)
+            if distance is None:
                 raise NotYet(f"the sweep of the rates of {row.name} is not done")
-            found[factor] = math.inf if result is None else result["values"][METRIC]
+            found[factor] = distance
         if min(found.values()) == math.inf:
             raise NotYet(f"{row.name} diverged with every factor on its rates")
         return found

@@ -5,7 +5,8 @@
     python benchmarks/results.py --list
 
 Each row and seed is a cell with a JSON of its own: a finished one is not run again, a stopped training goes on, and
-what has not run says so. Writes `docs/results.md` and its plots.
+what has not run says so. Writes `docs/results.md`, its plots, and `docs/results.json`, which holds all cells: what
+stands there is not run again, on another machine either. With `--docs` elsewhere everything is measured anew.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pathlib import Path
 from cells import Cell, adopt
 from page import write_page
 from plan import Costs, Options, Plan, adoptable, trainings
+from record import NAME, give, take
 from rows import ROWS, Row, grid
 from work import INTERRUPTED, ROOT, Workers
 
@@ -33,7 +35,7 @@ def parser() -> Parser:
     door = Parser(prog="python benchmarks/results.py", description=__doc__)
     own = Options()
     door.add_argument("--out", type=Path, default=Path("bench"), help="folder of the cells; default bench")
-    door.add_argument("--docs", type=Path, default=ROOT / "docs", help="where results.md and plots/ go")
+    door.add_argument("--docs", type=Path, default=ROOT / "docs", help="where results.md, results.json and plots/ are")
     door.add_argument("--rows", nargs="+", metavar="NAME", help="rows to run; default all of them (see --list)")
     door.add_argument("--list", action="store_true", help="list the rows and end")
     door.add_argument("--seeds", type=int, nargs="+", default=list(own.seeds), help="of the trainings; default 0 1 2")
@@ -65,6 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sweep_clips=args.sweep_clips, sweep_budget=args.sweep_budget, winner=args.winner, settings=settings,
     )  # fmt: skip
     plan = Plan(rows, options, args.out, Costs(args.out / "flops.json"))
+    if count := take(args.docs, args.out, plan.costs):
+        print(f"{count} cells are known from {args.docs / NAME}")
     if args.adopt:
         candidates = trainings(adoptable(plan, wanted))
         for line in [line for folder in args.adopt for line in adopt(folder, candidates, args.out)]:
@@ -76,6 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         workers.run(lambda: planned(plan, wanted))
     plan.costs.counting = False  # what was not counted has no cell
     page = write_page(plan, args.docs, command(argv))
+    give(args.docs, args.out, plan.costs)
     left = sum(cell.read(args.out) is None for cell in planned(plan, wanted))
     print(f"wrote {page}" + (f"; {left} cells have not run" if left else ""))
     for key, log in workers.failed.items():

@@ -15,7 +15,7 @@ import pytest
 from w2svd_core.config import load_recipe
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-MODULES = ("flops", "cost", "budget", "cells", "plan", "rows", "work", "page", "pictures", "results")
+MODULES = ("flops", "cost", "budget", "cells", "plan", "rows", "work", "page", "pictures", "record", "results")
 
 
 def modules() -> Iterator[Any]:

@@ -187,14 +187,37 @@ def test_the_sweep_is_on_validation_portraits_and_its_best_goes_to_the_test(
     assert [cell.subject.recipe.student.lr for cell in before.cells] == [7.5e-5, 1.5e-4, 3e-4]
     assert [cell.subject.recipe.critic.lr for cell in before.cells] == [2.5e-4, 5e-4, 1e-3]
     assert {cell.subject.recipe.train.steps for cell in before.cells} == {55}  # half of 260
-    for cell, distance in zip(before.cells, (3.0, 2.0, 1.0), strict=True):
+    for cell, distance in zip(before.cells, (3.0, 1.0, 2.0), strict=True):
         finish(cell, tmp_path, frechet_video=distance)
     after = plan.of(row)
-    assert after.factor == 2.0
+    assert after.factor == 1.0
     assert [(cell.seed, cell.subject.recipe.seed, cell.subject.recipe.student.lr) for cell in after.test] == [
-        (1_000_000, 0, 3e-4),
-        (1_000_000, 4, 3e-4),
+        (1_000_000, 0, 1.5e-4),
+        (1_000_000, 4, 1.5e-4),
     ]
+
+
+@pytest.mark.parametrize(
+    ("distances", "tried", "taken"),
+    [
+        ({0.5: 3, 1: 2, 2: 1, 4: 1.5}, [0.5, 1, 2, 4], 2),
+        ({0.5: 4, 1: 3, 2: 2, 4: 1, 8: 0.5}, [0.5, 1, 2, 4, 8], 8),  # twice beyond, and no further
+        ({0.5: 1, 1: 2, 2: 3, 0.25: 0.5, 0.125: 2}, [0.125, 0.25, 0.5, 1, 2], 0.25),
+        ({0.5: 2, 1: 1, 2: 3}, [0.5, 1, 2], 1),
+    ],
+)
+def test_a_sweep_goes_on_while_the_best_lies_at_its_edge(
+    bench: Any, tmp_path: Path, costs: Any, distances: dict[float, float], tried: list[float], taken: float
+) -> None:
+    plan = plan_of(bench, tmp_path, costs, seeds=(0,))
+    row = plan.rows["w2s"]
+    while (waiting := plan.of(row)).factor is None:
+        left = [factor for factor in plan.factors(row) if plan.distance(row, factor) is None]
+        assert "not done" in waiting.why and left
+        for factor in left:
+            finish(plan.sweep_cell(row, factor), tmp_path, frechet_video=distances[factor])
+    assert plan.factors(row) == tried and plan.factor(row) == taken
+    assert plan_of(bench, tmp_path, costs, sweep=(2.0,)).factors(row) == [2.0]
 
 
 def test_the_first_seed_of_the_best_rates_is_the_sweeps_own_training(bench: Any, tmp_path: Path, costs: Any) -> None:
@@ -217,9 +240,9 @@ def test_rows_of_an_ablation_share_the_rates_of_the_first(bench: Any, tmp_path: 
     first, other = plan.rows["w2s_00"], plan.rows["w2s_75"]
     sweep = plan.of(first).cells
     assert [cell.key for cell in plan.of(other).cells] == [cell.key for cell in sweep] and not plan.of(other).test
-    for cell, distance in zip(sweep, (1.0, 2.0, 3.0), strict=True):
+    for cell, distance in zip(sweep, (2.0, 1.0, 3.0), strict=True):
         finish(cell, tmp_path, frechet_video=distance)
-    assert plan.factor(first) == plan.factor(other) == 0.5
+    assert plan.factor(first) == plan.factor(other) == 1.0
     assert plan.of(other).test[0].subject.recipe.student.lr == plan.of(first).test[0].subject.recipe.student.lr
     assert plan.of(other).test[0].subject.recipe.matching.alpha_weak == 0.75
     assert not plan.may_win(other) and plan.may_win(first)
@@ -231,12 +254,12 @@ def test_the_winner_is_of_validation_and_in_its_own_steps_the_same_cell(bench: A
     one, four = plan.rows["winner_1"], plan.rows["winner_4"]
     assert "not done" in plan.of(one).why and len(plan.of(one).cells) == 6  # the sweeps that decide it
     for name, good in (("dmd2", 5.0), ("w2s", 2.0)):
-        for index, cell in enumerate(plan.of(plan.rows[name]).cells[:3]):
-            finish(cell, tmp_path, frechet_video=good + index)
+        for more, cell in zip((1, 0, 2), plan.of(plan.rows[name]).cells[:3], strict=True):
+            finish(cell, tmp_path, frechet_video=good + more)
     assert plan.winner().name == "w2s"
     assert [cell.key for cell in plan.of(four).test] == [cell.key for cell in plan.of(plan.rows["w2s"]).test]
     assert plan.of(one).test[0].subject.recipe.student.sigmas == (1.0, 0.0)
-    assert plan.of(one).test[0].subject.recipe.student.lr == 7.5e-5
+    assert plan.of(one).test[0].subject.recipe.student.lr == 1.5e-4
 
 
 def test_every_recipe_that_is_there_makes_a_cell(bench: Any, tmp_path: Path, costs: Any) -> None:
@@ -359,6 +382,10 @@ def test_a_real_cell_runs_once_is_adopted_and_stands_in_the_table(bench: Any, tm
     shutil.rmtree(out / "cells")
     other = command(tmp_path / "other", *row, "--adopt", str(out / "runs"), "--minutes", "0")
     assert "adopted" in other.stdout and "$" not in other.stdout and "1 cells have not run" in other.stdout
+    page = (out / "docs" / "results.md").read_text()
+    third = command(tmp_path / "third", *row, "--docs", str(out / "docs"))
+    assert "1 cells are known" in third.stdout and "$" not in third.stdout
+    assert (out / "docs" / "results.md").read_text() == page
 
 
 def test_the_best_of_nine_is_named_as_the_search_has_it(bench: Any) -> None:

@@ -26,6 +26,9 @@ def test_a_factor_that_diverges_is_the_worst_and_no_end(bench: Any, tmp_path: Pa
     one.place(tmp_path).unlink()
     half.place(tmp_path).unlink()
     bench.cells.note_usage(half.subject, tmp_path, None, False, diverged=True)
+    for factor in (0.25, 0.125):  # lower ones may hold
+        assert plan.factors(row)[0] == factor and "not done" in plan.of(row).why
+        bench.cells.note_usage(plan.sweep_cell(row, factor).subject, tmp_path, None, False, diverged=True)
     assert "diverged with every factor" in plan.of(row).why
 
 

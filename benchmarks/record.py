@@ -1,0 +1,60 @@
+"""`docs/results.json`: every cell that the page was written from; a table goes on where another machine left it.
+
+A folder of cells takes what the record has and it lacks, then gives all that it has. Settings that are at their
+defaults stand there once.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from cells import plain_settings
+from plan import Costs
+
+from w2svd_core.errors import UserError
+from w2svd_core.files import write_text
+from w2svd_core.settings import Recipe
+
+NAME = "results.json"
+
+
+def take(docs: Path, out: Path, costs: Costs) -> int:
+    """Lay the cells of a record into a folder, where it has none of that name; returns how many.
+
+    Args:
+        docs: holds the record, if there is one.
+        out: the folder of the cells.
+        costs: counted FLOPs, which come along.
+
+    Raises:
+        UserError: the record is broken.
+    """
+    path = docs / NAME
+    if not path.is_file():
+        return 0
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        cells = {key: {**cell, "recipe": record["defaults"] | cell["recipe"]} for key, cell in record["cells"].items()}
+        costs.learn(record["costs"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is no record of results; take the one of the checkout, or move it away") from error
+    places = {key: out / "cells" / f"{key}.json" for key in cells}
+    new = [key for key, place in places.items() if not place.exists()]
+    for key in new:
+        write_text(places[key], json.dumps(cells[key], indent=2) + "\n")
+    return len(new)
+
+
+def give(docs: Path, out: Path, costs: Costs) -> Path:
+    """Write all cells of a folder, and the counted FLOPs, as the record; returns it."""
+    defaults = plain_settings(Recipe())
+    cells: dict[str, dict[str, Any]] = {}
+    for path in sorted((out / "cells").glob("*.json")):
+        cell = json.loads(path.read_text(encoding="utf-8"))
+        own = {k: v for k, v in cell["recipe"].items() if k not in defaults or v != defaults[k]}
+        cells[path.stem] = {**cell, "recipe": own}
+    record = {"defaults": defaults, "costs": costs.known, "cells": cells}
+    write_text(docs / NAME, json.dumps(record, indent=1) + "\n")
+    return docs / NAME
