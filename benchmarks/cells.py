@@ -240,12 +240,19 @@ def spent(subject: Subject, out: Path) -> dict[str, Any]:
     "peak_memory" where it is known, "adopted" where one of them was made by another call.
     """
     parts = course(subject)
-    known = [usage(part, out) for part in parts]
     return {
         "train_seconds": sum(seconds_of(part, out) for part in parts),
-        "peak_memory": max((one["peak_memory"] for one in known if one.get("peak_memory")), default=None),
-        "adopted": any(one.get("adopted") for one in known),
+        "peak_memory": max((peak for part in parts if (peak := peak_of(part, out))), default=None),
+        "adopted": any(usage(part, out).get("adopted") for part in parts),
     }
+
+
+def peak_of(subject: Subject, out: Path) -> int | None:
+    """Bytes that one training took at most: of the GPU where it ran on one, else of its process, if that is known."""
+    rows = RunFolder(subject.place(out)).metrics()
+    on_gpu = max((row.get("gpu_gib", 0.0) for row in rows), default=0.0)
+    peak: int | None = usage(subject, out).get("peak_memory")
+    return round(on_gpu * 2**30) or peak
 
 
 def seconds_of(subject: Subject, out: Path) -> float:

@@ -71,16 +71,15 @@ def lines_of(plan: Plan) -> dict[str, Line]:
     return found
 
 
-def write_page(plan: Plan, docs: Path, command: str) -> Path:
-    """Write the page and its plots; returns the page."""
+def write_page(plan: Plan, page: Path, command: str) -> None:
+    """Write the page, and its plots into a folder of its name beside it."""
     lines = lines_of(plan)
     parts = [heading(plan, lines, command), *tables(lines), sweeps(plan), claims(lines), *grid_table(lines)]
-    pictures = write_pictures(docs / "plots", lines, plan)
-    parts += [f"![{words}](plots/{path.name})\n\n{words}" for path, words in pictures]
+    folder = page.with_suffix("")
+    pictures = write_pictures(folder, lines, plan)
+    parts += [f"![{words}]({folder.name}/{path.name})\n\n{words}" for path, words in pictures]
     parts += [why_not(lines)]
-    page = docs / "results.md"
     write_text(page, "\n\n".join(part for part in parts if part) + "\n")
-    return page
 
 
 def heading(plan: Plan, lines: Mapping[str, Line], command: str) -> str:
@@ -109,7 +108,7 @@ def heading(plan: Plan, lines: Mapping[str, Line], command: str) -> str:
         "A row that starts from another one shares the budget with it; the finishes of the sick row come on top of "
         "its own. "
         f"{sweep} Wall time is that of the rounds alone, of the run that a row starts from too; peak memory is the "
-        f"whole process's.{elsewhere(lines)}\n\n"
+        f"whole process's, or the GPU's where one is at hand.{elsewhere(lines)}\n\n"
         "The Fréchet distances use this project's own networks: they compare with each other, and with no published "
         "number. The best of 9 Euler samplers is chosen on the test portraits themselves, in the teacher's favour."
     )

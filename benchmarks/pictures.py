@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from plan import Plan
-from rows import ALPHAS, WINNER_STEPS, slug
+from rows import ALPHAS, STUDENTS, WINNER_STEPS, slug
 
 from w2svd_core.plots import BLUE, COLOURS, GREY, ORANGE, STYLE, _figure, _save
 from w2svd_core.tables import number, title
@@ -90,7 +90,7 @@ def steps_curve(lines: Lines, plan: Plan) -> Any:
 
 def flops_curve(lines: Lines, plan: Plan) -> Any:
     """Quality against training FLOPs, once a row has been trained with several budgets."""
-    found = [line for line in lines.values() if line.row.kind == "student" and line.row.group == "Students"]
+    found = [line for line in lines.values() if line.row.kind == "student" and line.row.group == STUDENTS]
     budgets = {line.row.title: at_budgets(line, plan) for line in found if line.results}
     if not any(len(own) > 1 for own in budgets.values()):
         return None

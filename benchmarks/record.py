@@ -17,21 +17,18 @@ from w2svd_core.errors import UserError
 from w2svd_core.files import write_text
 from w2svd_core.settings import Recipe
 
-NAME = "results.json"
 
-
-def take(docs: Path, out: Path, costs: Costs) -> int:
+def take(path: Path, out: Path, costs: Costs) -> int:
     """Lay the cells of a record into a folder, where it has none of that name; returns how many.
 
     Args:
-        docs: holds the record, if there is one.
+        path: of the record, which need not be there.
         out: the folder of the cells.
         costs: counted FLOPs, which come along.
 
     Raises:
         UserError: the record is broken.
     """
-    path = docs / NAME
     if not path.is_file():
         return 0
     try:
@@ -47,14 +44,13 @@ def take(docs: Path, out: Path, costs: Costs) -> int:
     return len(new)
 
 
-def give(docs: Path, out: Path, costs: Costs) -> Path:
-    """Write all cells of a folder, and the counted FLOPs, as the record; returns it."""
+def give(path: Path, out: Path, costs: Costs) -> None:
+    """Write all cells of a folder, and the counted FLOPs, as the record."""
     defaults = plain_settings(Recipe())
     cells: dict[str, dict[str, Any]] = {}
-    for path in sorted((out / "cells").glob("*.json")):
-        cell = json.loads(path.read_text(encoding="utf-8"))
+    for place in sorted((out / "cells").glob("*.json")):
+        cell = json.loads(place.read_text(encoding="utf-8"))
         own = {k: v for k, v in cell["recipe"].items() if k not in defaults or v != defaults[k]}
-        cells[path.stem] = {**cell, "recipe": own}
+        cells[place.stem] = {**cell, "recipe": own}
     record = {"defaults": defaults, "costs": costs.known, "cells": cells}
-    write_text(docs / NAME, json.dumps(record, indent=1) + "\n")
-    return docs / NAME
+    write_text(path, json.dumps(record, indent=1) + "\n")

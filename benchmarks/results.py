@@ -2,11 +2,13 @@
 
     python benchmarks/results.py --out bench
     python benchmarks/results.py --out bench --rows teacher euler_4 dmd2 w2s --minutes 60
+    python benchmarks/results.py --size large --out bench --rows teacher dmd2 w2s
     python benchmarks/results.py --list
 
 Each row and seed is a cell with a JSON of its own: a finished one is not run again, a stopped training goes on, and
 what has not run says so. Writes `docs/results.md`, its plots, and `docs/results.json`, which holds all cells: what
-stands there is not run again, on another machine either. With `--docs` elsewhere everything is measured anew.
+stands there is not run again, on another machine either. With `--docs` elsewhere everything is measured anew. Where a
+CUDA GPU is at hand the table is a larger one, `docs/results_large.md`, with a teacher that is trained first.
 """
 
 from __future__ import annotations
@@ -19,11 +21,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from cells import Cell, adopt
 from page import write_page
 from plan import Costs, Options, Plan, adoptable, trainings
-from record import NAME, give, take
-from rows import ROWS, Row, grid
+from record import give, take
+from rows import Row, grid
+from sizes import SIZES
 from work import INTERRUPTED, ROOT, Workers
 
 from w2svd_core.errors import UserError, guarded
@@ -35,7 +39,8 @@ def parser() -> Parser:
     door = Parser(prog="python benchmarks/results.py", description=__doc__)
     own = Options()
     door.add_argument("--out", type=Path, default=Path("bench"), help="folder of the cells; default bench")
-    door.add_argument("--docs", type=Path, default=ROOT / "docs", help="where results.md, results.json and plots/ are")
+    door.add_argument("--docs", type=Path, default=ROOT / "docs", help="where page, record and plots are; default docs")
+    door.add_argument("--size", choices=SIZES, help="default: large with a CUDA GPU, small without one")
     door.add_argument("--rows", nargs="+", metavar="NAME", help="rows to run; default all of them (see --list)")
     door.add_argument("--list", action="store_true", help="list the rows and end")
     door.add_argument("--seeds", type=int, nargs="+", default=list(own.seeds), help="of the trainings; default 0 1 2")
@@ -56,19 +61,23 @@ def parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run what is left, and write the page."""
     args, settings = parse_arguments(parser(), argv)
-    rows = (*ROWS, *(grid() if args.grid else ()))
+    size = SIZES[args.size or ("large" if torch.cuda.is_available() else "small")]
+    rows = (*size.rows, *(grid() if args.grid else ()))
     if args.list:
         print("\n".join(f"{row.name:18} {row.group}: {row.title}" for row in rows))
         return 0
     wanted = chosen(rows, args.rows)
-    chosen(ROWS, [args.winner] if args.winner else None)
+    chosen(size.rows, [args.winner] if args.winner else None)
     options = Options(
         seeds=tuple(args.seeds), clips=args.clips, budget=args.budget, sweep=tuple(args.sweep),
-        sweep_clips=args.sweep_clips, sweep_budget=args.sweep_budget, winner=args.winner, settings=settings,
+        sweep_clips=args.sweep_clips, sweep_budget=args.sweep_budget, winner=args.winner,
+        settings={**size.settings, **settings},
     )  # fmt: skip
     plan = Plan(rows, options, args.out, Costs(args.out / "flops.json"))
-    if count := take(args.docs, args.out, plan.costs):
-        print(f"{count} cells are known from {args.docs / NAME}")
+    page = args.docs / f"{size.page}.md"
+    record = page.with_suffix(".json")
+    if count := take(record, args.out, plan.costs):
+        print(f"{count} cells are known from {record}")
     if args.adopt:
         candidates = trainings(adoptable(plan, wanted))
         for line in [line for folder in args.adopt for line in adopt(folder, candidates, args.out)]:
@@ -79,8 +88,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with stopped_by_ctrl_c(workers):
         workers.run(lambda: planned(plan, wanted))
     plan.costs.counting = False  # what was not counted has no cell
-    page = write_page(plan, args.docs, command(argv))
-    give(args.docs, args.out, plan.costs)
+    write_page(plan, page, command(argv))
+    give(record, args.out, plan.costs)
     left = sum(cell.read(args.out) is None for cell in planned(plan, wanted))
     print(f"wrote {page}" + (f"; {left} cells have not run" if left else ""))
     for key, log in workers.failed.items():

@@ -16,6 +16,8 @@ ALPHAS = (0.0, 0.25, 0.5, 0.75)
 WINNER_STEPS = (1, 2, 4, 7)
 GRID_GUIDANCE = (1.0, 1.15, 1.5, 2.5)
 LONG, IMAGE, UNETS = "portraits_long", "portraits_image", "portraits_avdm2_unets"
+STUDENTS, ABLATION = "Students", "Ablation of W2SVD (noised clips)"
+WINNERS = "The best on validation, in other numbers of steps"
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ TRUTH = "1"  # weight of the ground-truth term; the paper's could not be read, t
 
 
 def _ablation() -> list[Row]:
-    group, found = "Ablation of W2SVD (noised clips)", []
+    found = []
     for truth in (False, True):
         end = "_gt" if truth else ""
         for alpha in ALPHAS:
@@ -104,14 +106,13 @@ def _ablation() -> list[Row]:
             title = f"W2S, alpha_weak {alpha:g}" + (", ground truth" if truth else "")
             rates = f"w2s_00{end}" if alpha else ""  # the paper has one rate for all
             name, paper = f"w2s_{slug(alpha)}{end}", W2S_PAPER[alpha][truth]
-            found.append(Row(name, title, group, settings=settings, paper=paper, rates=rates))
+            found.append(Row(name, title, ABLATION, settings=settings, paper=paper, rates=rates))
     return found
 
 
 def _winners() -> list[Row]:
-    group = "The best on validation, in other numbers of steps"
     return [
-        Row(f"winner_{n}", f"winner, {n} step{'' if n == 1 else 's'}", group, winner=n, paper=paper)
+        Row(f"winner_{n}", f"winner, {n} step{'' if n == 1 else 's'}", WINNERS, winner=n, paper=paper)
         for n, paper in zip(WINNER_STEPS, ("W2SVD avg .7448", "", "W2SVD avg .8219", ""), strict=True)
     ]
 
@@ -186,32 +187,32 @@ ROWS: tuple[Row, ...] = (
     Row("data", "data against data", "Floors", kind="data"),
     Row("codec", "data through mp4 and codec", "Floors", kind="codec"),
     *_euler(),
-    Row("lcm", "LCM", "Students", "portraits_lcm", paper="W2SVD avg .6915, dynamic .055; AnimateLCM FVD 1406"),
-    Row("dmd2_full", "DMD2, full critic and student", "Students", "portraits_dmd_full", paper="W2SVD avg .8063"),
-    Row("dmd2", "DMD2, LoRA critic and student", "Students", settings={"matching.alpha_weak": "0"}, paper="avg .8063"),
-    Row("w2s", "W2S, alpha_weak .25, own path", "Students", paper="W2SVD avg .8219, dynamic .768"),
-    Row("w2svd_paper", "W2SVD as its figure draws it", "Students", "w2svd_paper", paper="avg .8219, dynamic .768"),
-    Row("w2s_gan", "W2S with FastGen's adversarial term", "Students", "portraits_gan"),
-    Row("dmd2_gan", "DMD2 with its adversarial term", "Students", "portraits_dmd2_gan", paper="FID 19.3, without 26.9"),
-    Row("dfd_w2s", "DFD after W2S", "Students", **DFD, start="w2s"),
+    Row("lcm", "LCM", STUDENTS, "portraits_lcm", paper="W2SVD avg .6915, dynamic .055; AnimateLCM FVD 1406"),
+    Row("dmd2_full", "DMD2, full critic and student", STUDENTS, "portraits_dmd_full", paper="W2SVD avg .8063"),
+    Row("dmd2", "DMD2, LoRA critic and student", STUDENTS, settings={"matching.alpha_weak": "0"}, paper="avg .8063"),
+    Row("w2s", "W2S, alpha_weak .25, own path", STUDENTS, paper="W2SVD avg .8219, dynamic .768"),
+    Row("w2svd_paper", "W2SVD as its figure draws it", STUDENTS, "w2svd_paper", paper="avg .8219, dynamic .768"),
+    Row("w2s_gan", "W2S with FastGen's adversarial term", STUDENTS, "portraits_gan"),
+    Row("dmd2_gan", "DMD2 with its adversarial term", STUDENTS, "portraits_dmd2_gan", paper="FID 19.3, without 26.9"),
+    Row("dfd_w2s", "DFD after W2S", STUDENTS, **DFD, start="w2s"),
     Row(
-        "dfd_w2s_score", "DFD after W2S, in score space", "Students",
+        "dfd_w2s_score", "DFD after W2S, in score space", STUDENTS,
         settings={"data_forcing.space": "score"}, **DFD, start="w2s",
     ),
-    Row("dmd2_ill", "DMD2 made ill: guidance 5, one update of a slow critic", "Students", settings=ILL, swept=False),
-    Row("dfd_ill", "DFD after that, at high noise", "Students", settings=CURE, **FINISH),
+    Row("dmd2_ill", "DMD2 made ill: guidance 5, one update of a slow critic", STUDENTS, settings=ILL, swept=False),
+    Row("dfd_ill", "DFD after that, at high noise", STUDENTS, settings=CURE, **FINISH),
     Row(
-        "dmd2_on", "the same training after that, without clips", "Students",
+        "dmd2_on", "the same training after that, without clips", STUDENTS,
         settings=CURE | {"data_forcing.probability": "0"}, **FINISH | {"paper": ""},
     ),
-    Row("dfd_dmd2", "DFD after DMD2", "Students", settings={"matching.alpha_weak": "0"}, **DFD, start="dmd2"),
-    Row("avdm2", "AVDM2, frames decoded and judged by the teacher", "Students", "portraits_avdm2"),
+    Row("dfd_dmd2", "DFD after DMD2", STUDENTS, settings={"matching.alpha_weak": "0"}, **DFD, start="dmd2"),
+    Row("avdm2", "AVDM2, frames decoded and judged by the teacher", STUDENTS, "portraits_avdm2"),
     Row(
-        "avdm2_latent", "AVDM2, the first latent frame judged by the teacher", "Students", "portraits_avdm2",
+        "avdm2_latent", "AVDM2, the first latent frame judged by the teacher", STUDENTS, "portraits_avdm2",
         settings={"frame_matching.way": "latent"},
     ),
     Row(
-        "avdm2_image", "AVDM2, frames decoded and judged by an image UNet", "Students", "portraits_avdm2",
+        "avdm2_image", "AVDM2, frames decoded and judged by an image UNet", STUDENTS, "portraits_avdm2",
         image="image_unet",
     ),
     *_ablation(),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +17,8 @@ import pytest
 from w2svd_core.config import load_recipe
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-MODULES = ("flops", "cost", "budget", "cells", "plan", "rows", "work", "page", "pictures", "record", "results")
+MODULES = ("flops", "cost", "budget", "cells", "plan", "rows", "work", "page", "pictures", "record", "sizes", "results")
+TINY = {"critic.warmup": "1", "train.steps": "3", "data.clips": "64", "train.batch": "4"}
 
 
 def modules() -> Iterator[Any]:
@@ -42,3 +45,12 @@ def finish(cell: Any, out: Path, **values: float) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     about = {"model_calls": 4, "machine": "a test", "train_seconds": 60.0, "peak_memory": 2**30}
     path.write_text(json.dumps({**cell.about(), **about, "values": {"frechet_video": 1.0, **values}}))
+
+
+def command(out: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    """The table's own command, with tiny trainings."""
+    settings = [part for key, value in TINY.items() for part in (f"--{key}", value)]
+    words = ["--out", str(out), "--docs", str(out / "docs"), "--data.cache", str(out.parent / "cache"), *settings]
+    env = {**os.environ, "PYTHONPATH": str(BENCHMARKS.parent), "OMP_NUM_THREADS": "1"}
+    full = [sys.executable, str(BENCHMARKS / "results.py"), *words, *more]
+    return subprocess.run(full, capture_output=True, text=True, env=env, check=False)

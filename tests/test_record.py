@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bench_parts import cell_of, finish, plan_of
+from bench_parts import cell_of, command, finish, plan_of
 
 from w2svd_core.errors import UserError
 
@@ -19,14 +19,14 @@ def test_what_one_machine_gives_another_takes(bench: Any, tmp_path: Path) -> Non
     cells = plan.of(plan.rows["w2s"]).test
     for cell, value in zip(cells, (2.0, 3.0), strict=True):
         finish(cell, here, frechet_video=value)
-    bench.record.give(docs, here, costs)
+    bench.record.give(docs / "results.json", here, costs)
     text = (docs / "results.json").read_text()
     assert str(tmp_path) not in text
     recipe = json.loads(text)["cells"][cells[1].key]["recipe"]
     assert recipe["seed"] == 1 and "data.folder" not in recipe  # what is at its default stands there once
 
     other = bench.plan.Costs(there / "flops.json")
-    assert bench.record.take(docs, there, other) == 2
+    assert bench.record.take(docs / "results.json", there, other) == 2
     assert other.known == costs.known != {}
     again = plan_of(bench, there, other, seeds=(0, 1), sweep=())
     other.counting = False  # nothing has to be counted again
@@ -35,21 +35,53 @@ def test_what_one_machine_gives_another_takes(bench: Any, tmp_path: Path) -> Non
 
 
 def test_what_the_folder_has_already_stays(bench: Any, tmp_path: Path) -> None:
-    here, docs, costs = tmp_path / "here", tmp_path / "docs", bench.plan.Costs(tmp_path / "flops.json")
+    here, record, costs = tmp_path / "here", tmp_path / "results.json", bench.plan.Costs(tmp_path / "flops.json")
     cell = cell_of(bench)
     finish(cell, here, frechet_video=2.0)
-    bench.record.give(docs, here, costs)
+    bench.record.give(record, here, costs)
     finish(cell, here, frechet_video=7.0)
-    assert bench.record.take(docs, here, costs) == 0
+    assert bench.record.take(record, here, costs) == 0
     assert cell.read(here)["values"]["frechet_video"] == 7.0
 
 
 def test_without_a_record_nothing_is_taken(bench: Any, tmp_path: Path) -> None:
-    assert bench.record.take(tmp_path, tmp_path / "bench", bench.plan.Costs(tmp_path / "flops.json")) == 0
+    costs = bench.plan.Costs(tmp_path / "flops.json")
+    assert bench.record.take(tmp_path / "results.json", tmp_path / "bench", costs) == 0
 
 
 @pytest.mark.parametrize("text", ["", "[1]", '{"cells": {}}', '{"defaults": {}, "costs": {}, "cells": {"a": 1}}'])
 def test_a_broken_record_is_one_sentence(bench: Any, tmp_path: Path, text: str) -> None:
-    (tmp_path / "results.json").write_text(text)
+    record = tmp_path / "results.json"
+    record.write_text(text)
     with pytest.raises(UserError, match=r"results\.json is no record"):
-        bench.record.take(tmp_path, tmp_path / "bench", bench.plan.Costs(tmp_path / "flops.json"))
+        bench.record.take(record, tmp_path / "bench", bench.plan.Costs(tmp_path / "flops.json"))
+
+
+# ---- sizes
+
+
+def test_the_larger_table_has_a_teacher_of_its_own(bench: Any, tmp_path: Path, costs: Any) -> None:
+    size = bench.sizes.SIZES["large"]
+    plan = plan_of(bench, tmp_path, costs, size.rows, sweep=(), winner="w2s", seeds=(0,), settings=size.settings)
+    teacher = plan.of(plan.rows["teacher"]).test[0].subject
+    (own,) = teacher.needs.values()
+    assert (teacher.recipe.data.height, own.recipe.data.height, own.recipe.model.init) == (64, 64, "random")
+    for row in size.rows:
+        planned = plan.of(row)
+        assert planned.test or row.kind == "model", (row.name, planned.why)
+        needs = {need.key for cell in planned.test for need in bench.cells.chain(cell.subject, False)}
+        assert row.kind in ("data", "codec", "model") or own.key in needs, row.name
+    assert all(row.recipe != bench.rows.UNETS and not row.image for row in size.rows)
+
+
+@pytest.mark.slow
+def test_the_larger_table_trains_its_teacher_first(tmp_path: Path) -> None:
+    tiny = {"model.heads": "1", "model.head_dim": "32", "model.ffn_dim": "32", "model.layers": "1"}
+    words = [part for key, value in tiny.items() for part in (f"--{key}", value)]
+    out, docs = tmp_path / "bench", tmp_path / "docs"
+    words += ["--size", "large", "--docs", str(docs), "--rows", "teacher", "w2s", "--seeds", "0", "--clips", "50"]
+    found = command(out, *words, "--sweep", "--model.compile", "false", "--jobs", "1")
+    assert found.returncode == 0, found.stdout + found.stderr
+    assert "portraits_teacher" in found.stdout.splitlines()[0]  # before what is built on it
+    page = (docs / "results_large.md").read_text()
+    assert "| 56 |" in page and "| 4 |" in page and (docs / "results_large.json").is_file()

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -17,14 +15,11 @@ from typing import Any
 
 import pytest
 import torch
-from bench_parts import BENCHMARKS, cell_of, finish, plan_of
+from bench_parts import cell_of, command, finish, plan_of
 
 from w2svd_core.config import load_recipe
 from w2svd_core.errors import UserError
 from w2svd_core.evaluate import SEARCHED_GUIDANCE, SEARCHED_SHIFTS
-
-TINY = {"critic.warmup": "1", "train.steps": "3", "data.clips": "64", "train.batch": "4"}
-
 
 # ---- keys
 
@@ -283,7 +278,8 @@ def test_what_has_not_run_says_so_and_what_has_prints_mean_spread_and_factor(
     finish(plan.of(plan.rows["w2s_25_gt"]).test[0], plan.out, frechet_video=1.0, motion=0.5, frechet_frame=0.5)
     for cell in plan.of(plan.rows["w2s_75"]).test:
         finish(cell, plan.out, frechet_video=9.0, motion=0.9, frechet_frame=0.5)
-    page = bench.page.write_page(plan, tmp_path / "docs", "a command").read_text(encoding="utf-8")
+    bench.page.write_page(plan, tmp_path / "docs" / "results.md", "a command")
+    page = (tmp_path / "docs" / "results.md").read_text(encoding="utf-8")
     line = {row.name: next(x for x in page.splitlines() if f"(`{row.name}`) |" in x) for row in plan.rows.values()
             if row.kind != "model"}  # fmt: skip
     assert "3.00 ± 1.00" in line["w2s"] and "| 1 | 1024 | 1.00 |" in line["w2s"] and "avg .8219" in line["w2s"]
@@ -295,7 +291,7 @@ def test_what_has_not_run_says_so_and_what_has_prints_mean_spread_and_factor(
     assert page.count("**disagrees**") == 1  # motion of alpha_weak .75
     lacking = [x for x in page.splitlines() if x.startswith("| W2S, alpha_weak 0.25 | W2S, alpha_weak 0.25, ground")]
     assert len(lacking) == 1 and lacking[0].endswith("| not all seeds yet |")
-    assert {path.name for path in (tmp_path / "docs" / "plots").iterdir()} == {"alpha_weak.png"}
+    assert {path.name for path in (tmp_path / "docs" / "results").iterdir()} == {"alpha_weak.png"}
 
 
 def load_names() -> tuple[str, ...]:
@@ -352,14 +348,6 @@ def test_quality_over_flops_is_drawn_of_several_budgets(bench: Any, tmp_path: Pa
 
 
 # ---- the command
-
-
-def command(out: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    settings = [part for key, value in TINY.items() for part in (f"--{key}", value)]
-    words = ["--out", str(out), "--docs", str(out / "docs"), "--data.cache", str(out.parent / "cache"), *settings]
-    env = {**os.environ, "PYTHONPATH": str(BENCHMARKS.parent), "OMP_NUM_THREADS": "1"}
-    full = [sys.executable, str(BENCHMARKS / "results.py"), *words, *more]
-    return subprocess.run(full, capture_output=True, text=True, env=env, check=False)
 
 
 def test_an_unknown_row_is_one_sentence(tmp_path: Path) -> None:

@@ -1,10 +1,15 @@
-"""Giving memory back."""
+"""What a process takes of the GPU, and giving it back."""
 
 from __future__ import annotations
 
 import gc
 
 import torch
+
+
+def gpu_peak() -> dict[str, float]:
+    """ "gpu_gib", the most GiB of the GPU that this process has held so far; {} without a GPU."""
+    return {"gpu_gib": torch.cuda.max_memory_reserved() / 2**30} if torch.cuda.is_available() else {}
 
 
 def free_memory() -> None:

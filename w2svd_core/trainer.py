@@ -8,6 +8,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from .memory import gpu_peak
 from .run import RunFolder
 from .settings import Train
 from .watch import Terminal, Watch
@@ -88,7 +89,7 @@ def train(
             seen, enough = look(done)
             if main and (seen or done % settings.log_every == 0):
                 values |= seen
-                values["seconds"] = seconds
+                values |= {"seconds": seconds, **gpu_peak()}
                 run.log(done, values)
                 log(values, done)
             stop, last = watch.stop(), enough or done == program.rounds
