@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
@@ -100,6 +100,11 @@ class Subject:
     def given(self, out: Path) -> dict[str, str]:
         """The settings that its needs fill."""
         return {setting: str((need.place(out) / FILLS[setting]).resolve()) for setting, need in self.needs.items()}
+
+    def models(self, out: Path) -> dict[str, str]:
+        """The teachers trained here that it is built on, by recipe, with the digest of each one's weights."""
+        files = {self.needs[key].base: Path(path) for key, path in self.given(out).items() if FILLS[key]}
+        return {base: hashlib.sha256(path.read_bytes()).hexdigest()[:16] for base, path in files.items()}
 
     def whole(self, out: Path) -> Recipe:
         """The recipe with those."""
@@ -204,6 +209,20 @@ def may_start(subject: Subject, out: Path) -> bool:
 def has_diverged(subject: Subject, out: Path) -> bool:
     """Whether a training ended because its updates were not finite."""
     return bool(usage(subject, out).get("diverged"))
+
+
+def which_diverged(out: Path) -> list[str]:
+    """The keys of all trainings that ended so."""
+    known = sorted((out / "runs").glob("*.json"))
+    return [path.stem for path in known if json.loads(path.read_text(encoding="utf-8")).get("diverged")]
+
+
+def note_diverged(keys: Sequence[str], out: Path) -> None:
+    """Note that these did on another machine, where they have not been tried on this one."""
+    for key in keys:
+        path = out / "runs" / f"{key}.json"
+        if not path.is_file():
+            write_text(path, json.dumps({"finished": False, "diverged": True}) + "\n")
 
 
 def stale(subject: Subject, out: Path) -> str:

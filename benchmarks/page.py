@@ -13,8 +13,8 @@ from typing import Any
 
 from cells import course
 from pictures import write_pictures
-from plan import TEST, VALIDATION, NotYet, Plan, Planned
-from rows import CLAIMS, Claim, Row
+from plan import BEYOND, TEST, VALIDATION, NotYet, Plan, Planned
+from rows import CLAIMS, FROM_FRAME, Claim, Row
 
 from w2svd_core.files import write_text
 from w2svd_core.tables import SHORT_UNITS, UNITS, number, title
@@ -71,10 +71,16 @@ def lines_of(plan: Plan) -> dict[str, Line]:
     return found
 
 
-def write_page(plan: Plan, page: Path, command: str) -> None:
-    """Write the page, and its plots into a folder of its name beside it."""
+def write_page(plan: Plan, page: Path, about: str, command: str) -> None:
+    """Write the page, and its plots into a folder of its name beside it.
+
+    Args:
+        page: where it goes.
+        about: what is distilled, in words.
+        command: that wrote it.
+    """
     lines = lines_of(plan)
-    parts = [heading(plan, lines, command), *tables(lines), sweeps(plan), claims(lines), *grid_table(lines)]
+    parts = [heading(plan, lines, about, command), *tables(lines), sweeps(plan), claims(lines), *grid_table(lines)]
     folder = page.with_suffix("")
     pictures = write_pictures(folder, lines, plan)
     parts += [f"![{words}]({folder.name}/{path.name})\n\n{words}" for path, words in pictures]
@@ -82,33 +88,35 @@ def write_page(plan: Plan, page: Path, command: str) -> None:
     write_text(page, "\n\n".join(part for part in parts if part) + "\n")
 
 
-def heading(plan: Plan, lines: Mapping[str, Line], command: str) -> str:
+def heading(plan: Plan, lines: Mapping[str, Line], about: str, command: str) -> str:
     """What was done, in words."""
     o = plan.options
     machines = sorted({result["machine"] for line in lines.values() for result in line.results})
     part = "all" if o.sweep_budget == 1 else f"{o.sweep_budget:g}"
+    further = f", and by half or twice as much while the best lay at the edge, {BEYOND} times at most"
     sweep = (
-        f"Before that, trained rows had their rates multiplied by {', '.join(f'{f:g}' for f in o.sweep)}, and by "
-        f"half or twice as much while the best lay at the edge (the first seed, {part} of the budget, {o.sweep_clips} "
+        f"Before that, trained rows had their rates multiplied by {', '.join(f'{f:g}' for f in o.sweep)}"
+        f"{further if len(o.sweep) > 1 else ''} (the first seed, {part} of the budget, {o.sweep_clips} "
         f"validation portraits from seed {VALIDATION} on); the factor with the least video Fréchet distance there was "
         "taken for all seeds. The rows of an ablation share the "
         "factor that is best for its first one; the sick row, its cure and the cure's control have rates of their own."
         if o.sweep
         else "Rates are the recipes' own; no sweep was made."
     )
+    from_frame = " (rows from a first frame: of `portraits_image`)"
     return (
-        "# Results\n\n"
+        f"# Results\n\n{about}. "
         f"Written by `{command}`; every number is out of a cell that calls of this command made. Measured on "
         f"{'; '.join(machines) or 'no machine yet'}.\n\n"
         f"Seeds {', '.join(map(str, o.seeds))}: mean ± half the distance from the smallest to the largest. {o.clips} "
         f"clips in each cell, held-out portraits from seed {TEST} on, the same captions and noise seeds for all. "
-        f"Trained rows have the same training FLOPs: {o.budget:g} times what 120 updates of `portraits_long` take "
-        "(rows from a first frame: of `portraits_image`), counted from executed operations, the critic's head start "
-        "included; the trainings of teachers (from a first frame, AnimateDiff, the image UNet) are not counted. "
+        f"Trained rows have the same training FLOPs: {o.budget:g} times what 120 updates of `portraits_long` take"
+        f"{from_frame if any(line.row.group == FROM_FRAME for line in lines.values()) else ''}, counted from executed "
+        "operations, the critic's head start included; the trainings of teachers are not counted. "
         "A row that starts from another one shares the budget with it; the finishes of the sick row come on top of "
         "its own. "
         f"{sweep} Wall time is that of the rounds alone, of the run that a row starts from too; peak memory is the "
-        f"whole process's, or the GPU's where one is at hand.{elsewhere(lines)}\n\n"
+        f"whole process's, or the GPU's where one is at hand.{elsewhere(lines)}{noted(plan, lines)}{mixed(lines)}\n\n"
         "The Fréchet distances use this project's own networks: they compare with each other, and with no published "
         "number. The best of 9 Euler samplers is chosen on the test portraits themselves, in the teacher's favour."
     )
@@ -146,7 +154,33 @@ def elsewhere(lines: Mapping[str, Line]) -> str:
     names = [name for name, line in lines.items() if any(result.get("adopted") for result in line.results)]
     if not names:
         return ""
-    return f" Some trainings of {', '.join(f'`{name}`' for name in names)} were made before; their time is of then."
+    return f" Some trainings of {names_of(names)} were made before; their time is of then."
+
+
+def noted(plan: Plan, lines: Mapping[str, Line]) -> str:
+    """What cells say of themselves, in words."""
+    found: dict[str, set[str]] = {}
+    for name, line in lines.items():
+        for result in (*line.results, *(cell.read(plan.out) or {} for cell in line.planned.cells)):
+            if "note" in result:
+                found.setdefault(result["note"], set()).add(name)
+    return "".join(f" Some cells of {names_of(sorted(names))}: {note}." for note, names in found.items())
+
+
+def mixed(lines: Mapping[str, Line]) -> str:
+    """Which trained teachers are not the same in all rows, in words."""
+    found: dict[str, set[str]] = {}
+    for line in lines.values():
+        for result in line.results:
+            for name, digest in result.get("models", {}).items():
+                found.setdefault(name, set()).add(digest)
+    apart = [name for name, digests in found.items() if len(digests) > 1]
+    return "".join(f" Rows were built on several trainings of {name}: they do not compare." for name in apart)
+
+
+def names_of(names: Sequence[str]) -> str:
+    """Names of rows in a sentence."""
+    return ", ".join(f"`{name}`" for name in names)
 
 
 def tables(lines: Mapping[str, Line]) -> list[str]:
@@ -155,7 +189,7 @@ def tables(lines: Mapping[str, Line]) -> list[str]:
     shown = [line for line in lines.values() if line.row.group != "Grid"]
     for group, of_group in groupby(shown, key=lambda line: line.row.group):
         rows = list(of_group)
-        metrics = [m for m in METRICS if m != "identity" or group == "From a first frame"]
+        metrics = [m for m in METRICS if m != "identity" or group == FROM_FRAME]
         heads = [title(m) + (f" ({SHORT_UNITS[m]})" if m in SHORT_UNITS else "") for m in metrics]
         heads = [
             "",
@@ -262,7 +296,9 @@ def claims(lines: Mapping[str, Line]) -> str:
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for claim in CLAIMS:
-        ours = [lines[name] for name in (claim.better, claim.worse) if name in lines]
+        if claim.better not in lines or claim.worse not in lines:
+            continue  # the larger table has fewer rows
+        ours = [lines[claim.better], lines[claim.worse]]
         numbers = [with_spread(line, claim.metric) or NOT_RUN for line in ours]
         aim = f", nearer to {claim.target}" if claim.target else ", higher" if claim.higher else ", lower"
         words = [*(line.row.title for line in ours), claim.source, claim.theirs, title(claim.metric) + aim]

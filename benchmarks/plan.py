@@ -38,7 +38,7 @@ class Options:
         seeds: of the trainings.
         clips: of a test cell.
         budget: FLOPs of each training, in units of the row's `unit`.
-        sweep: factors on the rates, a part of which may follow (`Plan.factors`); empty = 1 for all.
+        sweep: factors on the rates, with which a sweep begins (`Plan.factors`); empty = 1 for all.
         sweep_clips, sweep_budget: of a sweep cell; the latter a share of the budget. A whole one by default: half of it
             likes rates that are too high for the whole, and with it the first seed of the best is trained already.
         winner: the row that is taken as the winner; "" = the best on validation.
@@ -57,6 +57,10 @@ class Options:
 
 class NotYet(Exception):
     """Why a row has no cells: a recipe that is not there, or results that have to come first."""
+
+
+class Diverged(NotYet):
+    """No rates that were tried train a row."""
 
 
 class Costs:
@@ -134,6 +138,7 @@ class Plan:
         self.rows = {row.name: row for row in rows}
         self.options, self.out, self.costs = options, out, costs
         self._resolved: dict[tuple[str, str, int, float], Recipe] = {}
+        self._distances: dict[tuple[str, float], float] = {}
 
     def of(self, row: Row) -> Planned:
         """The cells of a row, as far as results decide them."""
@@ -194,11 +199,14 @@ class Plan:
 
     def distance(self, row: Row, factor: float) -> float | None:
         """Of a factor's clips on validation; infinity where the training diverged, None where it is not measured."""
-        cell = self.sweep_cell(row, factor)
-        result = cell.read(self.out)
-        if result is None:
-            return math.inf if any(has_diverged(subject, self.out) for subject in cell.trainings()) else None
-        return float(result["values"][METRIC])
+        if (row.name, factor) not in self._distances:  # planning asks for it thousands of times
+            cell = self.sweep_cell(row, factor)
+            result = cell.read(self.out)
+            if result is not None:
+                self._distances[row.name, factor] = float(result["values"][METRIC])
+            elif any(has_diverged(subject, self.out) for subject in cell.trainings()):
+                self._distances[row.name, factor] = math.inf
+        return self._distances.get((row.name, factor))
 
     def factor(self, row: Row) -> float:
         """The best one on validation.
@@ -227,7 +235,7 @@ class Plan:
                 raise NotYet(f"the sweep of the rates of {row.name} is not done")
             found[factor] = distance
         if min(found.values()) == math.inf:
-            raise NotYet(f"{row.name} diverged with every factor on its rates")
+            raise Diverged(f"{row.name} diverged with every factor on its rates")
         return found
 
     # ---- the winner
@@ -242,8 +250,13 @@ class Plan:
             return self.rows[self.options.winner]
         if not self.options.sweep:
             raise NotYet("without a sweep no row can be the winner; name it by --winner")
-        there = [row for row in self.rows.values() if self.may_win(row)]
-        return min(there, key=lambda row: min(self.swept(row).values()))
+        best: dict[str, float] = {}
+        for row in self.rows.values():
+            with contextlib.suppress(Diverged):
+                best |= {row.name: min(self.swept(row).values())} if self.may_win(row) else {}
+        if not best:
+            raise NotYet("every row diverged")
+        return self.rows[min(best, key=best.__getitem__)]
 
     def may_win(self, row: Row) -> bool:
         """Whether a row takes part."""

@@ -1,14 +1,15 @@
 """The results table: every paper's method on the portraits, with the same training FLOPs, on several seeds.
 
-    python benchmarks/results.py --out bench
-    python benchmarks/results.py --out bench --rows teacher euler_4 dmd2 w2s --minutes 60
-    python benchmarks/results.py --size large --out bench --rows teacher dmd2 w2s
+    python benchmarks/results.py
+    python benchmarks/results.py --rows teacher euler_4 dmd2 w2s --minutes 60
+    python benchmarks/results.py --size large --rows teacher dmd2 w2s
     python benchmarks/results.py --list
 
 Each row and seed is a cell with a JSON of its own: a finished one is not run again, a stopped training goes on, and
 what has not run says so. Writes `docs/results.md`, its plots, and `docs/results.json`, which holds all cells: what
-stands there is not run again, on another machine either. With `--docs` elsewhere everything is measured anew. Where a
-CUDA GPU is at hand the table is a larger one, `docs/results_large.md`, with a teacher that is trained first.
+stands there is not run again, on another machine either. With `--docs` and `--out` elsewhere everything is measured
+anew. Where a CUDA GPU is at hand the table is a larger one, `docs/results_large.md`, with a teacher that is trained
+first. Settings go over every row's, those of such teachers, too.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from cells import Cell, adopt
 from page import write_page
 from plan import Costs, Options, Plan, adoptable, trainings
 from record import give, take
-from rows import Row, grid
+from rows import Row
 from sizes import SIZES
 from work import INTERRUPTED, ROOT, Workers
 
@@ -38,7 +39,7 @@ def parser() -> Parser:
     """The command's arguments and every setting."""
     door = Parser(prog="python benchmarks/results.py", description=__doc__)
     own = Options()
-    door.add_argument("--out", type=Path, default=Path("bench"), help="folder of the cells; default bench")
+    door.add_argument("--out", type=Path, default=Path("bench"), help="where cells and runs are; default bench")
     door.add_argument("--docs", type=Path, default=ROOT / "docs", help="where page, record and plots are; default docs")
     door.add_argument("--size", choices=SIZES, help="default: large with a CUDA GPU, small without one")
     door.add_argument("--rows", nargs="+", metavar="NAME", help="rows to run; default all of them (see --list)")
@@ -61,36 +62,39 @@ def parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run what is left, and write the page."""
     args, settings = parse_arguments(parser(), argv)
-    size = SIZES[args.size or ("large" if torch.cuda.is_available() else "small")]
-    rows = (*size.rows, *(grid() if args.grid else ()))
+    name = args.size or ("large" if torch.cuda.is_available() else "small")
+    size, out = SIZES[name], args.out / name
+    rows = (*size.rows, *(size.grid if args.grid else ()))
     if args.list:
         print("\n".join(f"{row.name:18} {row.group}: {row.title}" for row in rows))
         return 0
     wanted = chosen(rows, args.rows)
-    chosen(size.rows, [args.winner] if args.winner else None)
+    chosen(
+        [row for row in size.rows if row.kind == "student" and not row.winner], [args.winner] if args.winner else None
+    )
     options = Options(
         seeds=tuple(args.seeds), clips=args.clips, budget=args.budget, sweep=tuple(args.sweep),
         sweep_clips=args.sweep_clips, sweep_budget=args.sweep_budget, winner=args.winner,
         settings={**size.settings, **settings},
     )  # fmt: skip
-    plan = Plan(rows, options, args.out, Costs(args.out / "flops.json"))
+    plan = Plan(rows, options, out, Costs(out / "flops.json"))
     page = args.docs / f"{size.page}.md"
     record = page.with_suffix(".json")
-    if count := take(record, args.out, plan.costs):
+    if count := take(record, out, plan.costs):
         print(f"{count} cells are known from {record}")
     if args.adopt:
         candidates = trainings(adoptable(plan, wanted))
-        for line in [line for folder in args.adopt for line in adopt(folder, candidates, args.out)]:
+        for line in [line for folder in args.adopt for line in adopt(folder, candidates, out)]:
             print(f"adopted: {line}")
     until = None if args.minutes is None else time.monotonic() + 60 * args.minutes
-    workers = Workers(args.out, args.jobs, until)
+    workers = Workers(out, args.jobs, until)
 
     with stopped_by_ctrl_c(workers):
         workers.run(lambda: planned(plan, wanted))
     plan.costs.counting = False  # what was not counted has no cell
-    write_page(plan, page, command(argv))
-    give(record, args.out, plan.costs)
-    left = sum(cell.read(args.out) is None for cell in planned(plan, wanted))
+    give(record, out, plan.costs)
+    write_page(plan, page, size.about, command(argv, name))
+    left = sum(cell.read(out) is None for cell in planned(plan, wanted))
     print(f"wrote {page}" + (f"; {left} cells have not run" if left else ""))
     for key, log in workers.failed.items():
         print(f"failed: {key}, see {log}", file=sys.stderr)
@@ -107,7 +111,9 @@ def chosen(rows: Iterable[Row], names: Sequence[str] | None) -> list[Row]:
     for name in names or ():
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
-            raise UserError(f"There is no row {name}; {f'did you mean {near[0]}' if near else 'see --list'}.")
+            sizes = [size for size, one in SIZES.items() if name in {row.name for row in (*one.rows, *one.grid)}]
+            hint = f"did you mean {near[0]}" if near else f"--size {sizes[0]} may have it" if sizes else "see --list"
+            raise UserError(f"There is no row {name} here; {hint}.")
     return list(known.values()) if names is None else [known[name] for name in names]
 
 
@@ -129,16 +135,16 @@ def stopped_by_ctrl_c(workers: Workers) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def command(argv: Sequence[str] | None) -> str:
-    """What was called, without places of this machine."""
+def command(argv: Sequence[str] | None, size: str) -> str:
+    """What was called, without places of this machine, and with the size that it took by itself."""
     words = list(sys.argv[1:] if argv is None else argv)
-    hidden = ("--out", "--docs", "--adopt", "--data.cache")
+    hidden = ("--out", "--docs", "--adopt", "--data.cache", "--size")
     kept: list[str] = []
     skipping = False
     for word in words:
         skipping = word in hidden if word.startswith("--") else skipping
-        kept += [] if skipping else [word]
-    return " ".join(["python benchmarks/results.py", *kept])
+        kept += [] if skipping or word.partition("=")[0] in hidden else [word]
+    return " ".join(["python benchmarks/results.py", "--size", size, *kept])
 
 
 if __name__ == "__main__":

@@ -16,8 +16,9 @@ ALPHAS = (0.0, 0.25, 0.5, 0.75)
 WINNER_STEPS = (1, 2, 4, 7)
 GRID_GUIDANCE = (1.0, 1.15, 1.5, 2.5)
 LONG, IMAGE, UNETS = "portraits_long", "portraits_image", "portraits_avdm2_unets"
-STUDENTS, ABLATION = "Students", "Ablation of W2SVD (noised clips)"
+FLOORS, TEACHER, STUDENTS, ABLATION = "Floors", "Teacher", "Students", "Ablation of W2SVD (noised clips)"
 WINNERS = "The best on validation, in other numbers of steps"
+FROM_FRAME = "From a first frame"
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ def _euler() -> list[Row]:
         Row(
             f"euler_{n}",
             f"teacher, {n} Euler step{'' if n == 1 else 's'}, best of 9",
-            "Teacher",
+            TEACHER,
             settings={"student.sigmas": ",".join(f"{1 - i / n:.7g}" for i in range(n + 1))},
             kind="euler",
             paper=papers.get(n, ""),
@@ -132,7 +133,7 @@ def _euler() -> list[Row]:
     ]
     return [
         Row(
-            "teacher", "teacher, 28 steps", "Teacher", kind="teacher",
+            "teacher", "teacher, 28 steps", TEACHER, kind="teacher",
             paper="W2SVD avg .8107, dynamic .700; DFD avg .899, diversity .178",
         ),
         *few,
@@ -140,7 +141,7 @@ def _euler() -> list[Row]:
 
 
 def _image() -> list[Row]:
-    group, own = "From a first frame", {"first": ""}
+    group, own = FROM_FRAME, {"first": ""}
     like: dict[str, Any] = {"recipe": IMAGE, "unit": IMAGE, "teacher": "image_teacher"}
     return [
         Row("image_teacher", "the teacher that starts from a frame", group, "portraits_image_teacher", kind="model"),
@@ -184,8 +185,8 @@ CURE = {
 DFD: dict[str, Any] = {"recipe": "portraits_dfd", "share": 0.3, "paper": "DFD avg .906, diversity .128"}
 FINISH: dict[str, Any] = DFD | {"start": "dmd2_ill", "share": 0.5, "start_share": 1.0, "swept": False}
 ROWS: tuple[Row, ...] = (
-    Row("data", "data against data", "Floors", kind="data"),
-    Row("codec", "data through mp4 and codec", "Floors", kind="codec"),
+    Row("data", "data against data", FLOORS, kind="data"),
+    Row("codec", "data through mp4 and codec", FLOORS, kind="codec"),
     *_euler(),
     Row("lcm", "LCM", STUDENTS, "portraits_lcm", paper="W2SVD avg .6915, dynamic .055; AnimateLCM FVD 1406"),
     Row("dmd2_full", "DMD2, full critic and student", STUDENTS, "portraits_dmd_full", paper="W2SVD avg .8063"),

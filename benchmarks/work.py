@@ -112,6 +112,7 @@ class Workers:
             **cell.about(),
             "yaml": recipe_to_yaml(recipe.model_copy(update={"evaluate": own})),
             "run": str(cell.subject.place(self.out)),
+            "models": cell.subject.models(self.out),
             **(spent(cell.subject, self.out) if trained else {}),
         }
         command = [sys.executable, str(ROOT / "benchmarks" / "measure.py"), str(cell.place(self.out))]

@@ -50,7 +50,17 @@ def finish(cell: Any, out: Path, **values: float) -> None:
 def command(out: Path, *more: str) -> subprocess.CompletedProcess[str]:
     """The table's own command, with tiny trainings."""
     settings = [part for key, value in TINY.items() for part in (f"--{key}", value)]
-    words = ["--out", str(out), "--docs", str(out / "docs"), "--data.cache", str(out.parent / "cache"), *settings]
+    words = [
+        "--size",
+        "small",
+        "--out",
+        str(out),
+        "--docs",
+        str(out / "docs"),
+        "--data.cache",
+        str(out.parent / "cache"),
+        *settings,
+    ]
     env = {**os.environ, "PYTHONPATH": str(BENCHMARKS.parent), "OMP_NUM_THREADS": "1"}
     full = [sys.executable, str(BENCHMARKS / "results.py"), *words, *more]
     return subprocess.run(full, capture_output=True, text=True, env=env, check=False)

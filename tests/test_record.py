@@ -49,7 +49,7 @@ def test_without_a_record_nothing_is_taken(bench: Any, tmp_path: Path) -> None:
     assert bench.record.take(tmp_path / "results.json", tmp_path / "bench", costs) == 0
 
 
-@pytest.mark.parametrize("text", ["", "[1]", '{"cells": {}}', '{"defaults": {}, "costs": {}, "cells": {"a": 1}}'])
+@pytest.mark.parametrize("text", ["", "[1]", '{"cells": {}}', '{"cells": {"a": 1}, "defaults": {}}'])
 def test_a_broken_record_is_one_sentence(bench: Any, tmp_path: Path, text: str) -> None:
     record = tmp_path / "results.json"
     record.write_text(text)
@@ -57,21 +57,61 @@ def test_a_broken_record_is_one_sentence(bench: Any, tmp_path: Path, text: str) 
         bench.record.take(record, tmp_path / "bench", bench.plan.Costs(tmp_path / "flops.json"))
 
 
+def test_what_the_record_got_meanwhile_is_kept(bench: Any, tmp_path: Path) -> None:
+    record, costs = tmp_path / "results.json", bench.plan.Costs(tmp_path / "flops.json")
+    ours, theirs = cell_of(bench), cell_of(bench, {"seed": 1})
+    finish(ours, tmp_path / "a", frechet_video=1.0)
+    finish(theirs, tmp_path / "b", frechet_video=2.0)
+    bench.record.take(record, tmp_path / "a", costs)
+    bench.record.give(record, tmp_path / "b", costs)  # before the first one is done
+    bench.record.give(record, tmp_path / "a", costs)
+    assert set(json.loads(record.read_text())["cells"]) == {ours.key, theirs.key}
+
+
+def test_a_newer_cell_of_the_record_takes_the_place_of_an_older_one(bench: Any, tmp_path: Path) -> None:
+    record, costs, cell = tmp_path / "results.json", bench.plan.Costs(tmp_path / "flops.json"), cell_of(bench)
+    for folder, date, value in (("new", "2026-11-22", 1.0), ("old", "2026-10-01", 2.0)):
+        finish(cell, tmp_path / folder, frechet_video=value)
+        place = cell.place(tmp_path / folder)
+        place.write_text(json.dumps({**json.loads(place.read_text()), "date": date}))
+    bench.record.give(record, tmp_path / "new", costs)
+    bench.record.give(record, tmp_path / "old", costs)
+    for folder in ("new", "old"):
+        assert cell.read(tmp_path / folder)["values"]["frechet_video"] == 1.0
+
+
+def test_what_diverged_there_is_not_tried_here(bench: Any, tmp_path: Path, costs: Any) -> None:
+    here, there, record = tmp_path / "here", tmp_path / "there", tmp_path / "results.json"
+    counted = bench.plan.Costs(tmp_path / "flops.json")
+    plan = plan_of(bench, here, costs, seeds=(0,))
+    half, one, twice = plan.of(plan.rows["w2s"]).cells
+    finish(half, here, frechet_video=3.0)
+    finish(one, here, frechet_video=2.0)
+    bench.cells.note_usage(twice.subject, here, None, False, diverged=True)
+    bench.record.give(record, here, counted)
+    bench.record.take(record, there, counted)
+    again = plan_of(bench, there, costs, seeds=(0,))
+    assert again.factor(again.rows["w2s"]) == 1.0
+    assert bench.work.Workers(there, 1).next_job([twice], set()) is None
+
+
 # ---- sizes
 
 
 def test_the_larger_table_has_a_teacher_of_its_own(bench: Any, tmp_path: Path, costs: Any) -> None:
     size = bench.sizes.SIZES["large"]
-    plan = plan_of(bench, tmp_path, costs, size.rows, sweep=(), winner="w2s", seeds=(0,), settings=size.settings)
+    options = {"sweep": (), "winner": "w2s", "seeds": (0,), "settings": size.settings}
+    plan = plan_of(bench, tmp_path, costs, (*size.rows, *size.grid), **options)
     teacher = plan.of(plan.rows["teacher"]).test[0].subject
     (own,) = teacher.needs.values()
     assert (teacher.recipe.data.height, own.recipe.data.height, own.recipe.model.init) == (64, 64, "random")
-    for row in size.rows:
+    for row in (*size.rows, *size.grid):
         planned = plan.of(row)
         assert planned.test or row.kind == "model", (row.name, planned.why)
         needs = {need.key for cell in planned.test for need in bench.cells.chain(cell.subject, False)}
         assert row.kind in ("data", "codec", "model") or own.key in needs, row.name
-    assert all(row.recipe != bench.rows.UNETS and not row.image for row in size.rows)
+    table = bench.page.claims(bench.page.lines_of(plan)).splitlines()[4:]
+    assert {line.count(" | ") for line in table if "---" not in line} == {6} and "first frame" not in "".join(table)
 
 
 @pytest.mark.slow
@@ -84,4 +124,8 @@ def test_the_larger_table_trains_its_teacher_first(tmp_path: Path) -> None:
     assert found.returncode == 0, found.stdout + found.stderr
     assert "portraits_teacher" in found.stdout.splitlines()[0]  # before what is built on it
     page = (docs / "results_large.md").read_text()
-    assert "| 56 |" in page and "| 4 |" in page and (docs / "results_large.json").is_file()
+    assert "| 56 |" in page and "| 4 |" in page and "64 x 64" in page and "--size large" in page
+    (cell,) = [
+        one for one in json.loads((docs / "results_large.json").read_text())["cells"].values() if one["row"] == "w2s"
+    ]
+    assert len(cell["models"]["portraits_teacher"]) == 16

@@ -278,7 +278,7 @@ def test_what_has_not_run_says_so_and_what_has_prints_mean_spread_and_factor(
     finish(plan.of(plan.rows["w2s_25_gt"]).test[0], plan.out, frechet_video=1.0, motion=0.5, frechet_frame=0.5)
     for cell in plan.of(plan.rows["w2s_75"]).test:
         finish(cell, plan.out, frechet_video=9.0, motion=0.9, frechet_frame=0.5)
-    bench.page.write_page(plan, tmp_path / "docs" / "results.md", "a command")
+    bench.page.write_page(plan, tmp_path / "docs" / "results.md", "Portraits", "a command")
     page = (tmp_path / "docs" / "results.md").read_text(encoding="utf-8")
     line = {row.name: next(x for x in page.splitlines() if f"(`{row.name}`) |" in x) for row in plan.rows.values()
             if row.kind != "model"}  # fmt: skip
@@ -350,9 +350,18 @@ def test_quality_over_flops_is_drawn_of_several_budgets(bench: Any, tmp_path: Pa
 # ---- the command
 
 
-def test_an_unknown_row_is_one_sentence(tmp_path: Path) -> None:
-    found = command(tmp_path / "bench", "--rows", "dmd")
-    assert found.returncode == 2 and found.stderr.count("\n") == 1 and "did you mean dmd2" in found.stderr
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (("--rows", "dmd"), "did you mean dmd2"),
+        (("--size", "large", "--rows", "image_28"), "--size small may have it"),
+        (("--winner", "winner_4"), "no row winner_4"),
+        (("--winner", "teacher"), "no row teacher"),
+    ],
+)
+def test_an_unknown_row_is_one_sentence(tmp_path: Path, words: tuple[str, ...], hint: str) -> None:
+    found = command(tmp_path / "bench", *words)
+    assert found.returncode == 2 and found.stderr.count("\n") == 1 and hint in found.stderr
 
 
 @pytest.mark.slow
@@ -360,14 +369,14 @@ def test_a_real_cell_runs_once_is_adopted_and_stands_in_the_table(bench: Any, tm
     out, row = tmp_path / "bench", ("--rows", "w2s", "--seeds", "0", "--clips", "50", "--sweep", "--jobs", "1")
     first = command(out, *row)
     assert first.returncode == 0, first.stdout + first.stderr
-    (cell,) = [json.loads(path.read_text()) for path in (out / "cells").glob("*.json")]
+    (cell,) = [json.loads(path.read_text()) for path in (out / "small" / "cells").glob("*.json")]
     assert cell["steps"] == 3 and cell["train_flops"] > 1e9 and cell["train_seconds"] > 0
     assert cell["peak_memory"] > 1e8 and cell["model_calls"] == 4
     assert set(bench.page.METRICS) - {"identity"} <= set(cell["values"])
     assert "w2svd_core.train" in first.stdout and "measure.py" in first.stdout
     again = command(out, *row)
     assert again.returncode == 0 and "$" not in again.stdout
-    shutil.rmtree(out / "cells")
+    shutil.rmtree(out / "small" / "cells")
     other = command(tmp_path / "other", *row, "--adopt", str(out / "runs"), "--minutes", "0")
     assert "adopted" in other.stdout and "$" not in other.stdout and "1 cells have not run" in other.stdout
     page = (out / "docs" / "results.md").read_text()

@@ -26,10 +26,15 @@ def test_a_factor_that_diverges_is_the_worst_and_no_end(bench: Any, tmp_path: Pa
     one.place(tmp_path).unlink()
     half.place(tmp_path).unlink()
     bench.cells.note_usage(half.subject, tmp_path, None, False, diverged=True)
+    plan = plan_of(bench, tmp_path, costs, seeds=(0,))
     for factor in (0.25, 0.125):  # lower ones may hold
         assert plan.factors(row)[0] == factor and "not done" in plan.of(row).why
         bench.cells.note_usage(plan.sweep_cell(row, factor).subject, tmp_path, None, False, diverged=True)
     assert "diverged with every factor" in plan.of(row).why
+    two = plan_of(bench, tmp_path, costs, [row, plan.rows["dmd2"]], seeds=(0,))
+    for distance, cell in zip((2.0, 1.0, 3.0), two.of(two.rows["dmd2"]).cells, strict=True):
+        finish(cell, tmp_path, frechet_video=distance)
+    assert two.winner().name == "dmd2"  # a row that no rates train does not stand in the way
 
 
 def test_the_end_of_a_diverged_training_is_known_by_its_sentence(bench: Any, tmp_path: Path) -> None:
