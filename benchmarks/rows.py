@@ -177,13 +177,13 @@ ILL = {
 }
 CURE = {
     "matching.alpha_weak": "0",
-    "student.lr": "2e-4",
-    "matching.guidance_scale": "2",
+    "student.lr": "4e-4",
+    "matching.guidance_scale": "2.25",
     "data_forcing.probability": "0.25",
     "data_forcing.lowest_sigma": "0.85",
 }
 DFD: dict[str, Any] = {"recipe": "portraits_dfd", "share": 0.3, "paper": "DFD avg .906, diversity .128"}
-FINISH: dict[str, Any] = DFD | {"start": "dmd2_ill", "share": 0.5, "start_share": 1.0, "swept": False}
+FINISH: dict[str, Any] = DFD | {"start": "dmd2_ill", "share": 1.0, "start_share": 1.0, "swept": False}
 ROWS: tuple[Row, ...] = (
     Row("data", "data against data", FLOORS, kind="data"),
     Row("codec", "data through mp4 and codec", FLOORS, kind="codec"),
