@@ -9,9 +9,10 @@ import pytest
 import torch
 from kind import Programs, Recipes
 from torch import Tensor
+from two_peaks import TwoPeaks
 
 from w2svd_core.distillation import Distillation
-from w2svd_core.objectives.data_forcing import forced_gradient, pair_distances
+from w2svd_core.objectives.data_forcing import forced_gradient, pair_distance
 from w2svd_core.objectives.distribution_matching import matching_gradient, per_sample_mean
 from w2svd_core.objectives.ground_truth import ground_truth_gradient
 from w2svd_core.terms import StudentStep
@@ -69,16 +70,21 @@ def test_where_the_clip_is_the_sample_both_spaces_are_matching() -> None:
 
 
 def test_no_gradient_in_the_mean_where_both_batches_come_from_one_distribution() -> None:
-    """Appendix A: with the true score of N(0, 1) on both sides the discrepancy has mean zero, row by row it has not."""
+    """Appendix A, on a skewed distribution, where a wrong part has a mean of its own; with one normaliser for all."""
     rng = torch.Generator().manual_seed(0)
-    x, data, eps = (torch.randn(40_000, 1, 1, 1, 1, generator=rng) for _ in range(3))
-    sigma = 0.6
-    gain = (1 - sigma) / ((1 - sigma) ** 2 + sigma**2)
-    fake, real = (gain * ((1 - sigma) * t + sigma * eps) for t in (x, data))
+    x, data = (TwoPeaks.draw((40_000, 1, 1, 1, 1), rng) for _ in range(2))
+    eps, sigma = torch.randn(x.shape, generator=rng), torch.full((40_000,), 0.6)
+    fake, real = (TwoPeaks.x0(0.4 * t + 0.6 * eps, sigma) for t in (x, data))
+
+    def error(t: Tensor) -> float:
+        """The mean, in its standard errors."""
+        return float(t.mean() / t.std()) * len(t) ** 0.5
+
     for space in ("x0", "score"):
-        found = forced_gradient(x, fake, real, data, space)  # type: ignore[arg-type]
-        assert abs(float(found.mean())) < 3 * float(found.std()) / 200
-        assert float(found.std()) > 0.1
+        found = forced_gradient(x, fake, real, data, space, floor=100.0)  # type: ignore[arg-type]
+        assert abs(error(found)) < 3 and 100 * float(found.std()) > 0.1
+    wrong = (fake, real, fake + real, 2 * fake - real, fake - 0.5 * real, fake - torch.zeros_like(x).add_(0.3 * eps))
+    assert all(abs(error(one)) > 30 for one in wrong)
 
 
 def test_probability_zero_is_matching_bit_for_bit(new_program: Programs, new_recipe: Recipes) -> None:
@@ -161,11 +167,21 @@ def test_below_the_lowest_level_rows_are_matched_as_usual(new_program: Programs,
     assert not torch.allclose(gradients[0][0], gradients[1][0], atol=1e-4)
 
 
-def test_pair_distances_are_logged_by_level() -> None:
+def test_pair_distances_are_logged_by_the_level_of_the_students_input(
+    new_program: Programs, new_recipe: Recipes
+) -> None:
+    program = new_program(new_recipe({"data_forcing.probability": 1.0, "rollout.source": "noised_data"}))
+    for index in range(6):
+        step = made_step(program, index)
+        program.terms["data_forcing"].question(step)
+        assert step.rollout.data is not None
+        (name,) = (key for key in step.logs if "pair_distance" in key)
+        assert name == f"data_forcing/pair_distance_{step.rollout.sigma:.3g}"
+        assert step.logs[name] == pytest.approx(float((step.x0 - step.rollout.data).abs().mean()), rel=1e-5)
     x, _, _, data = four()
-    found = pair_distances(x, data, torch.tensor([0.1, 0.2, 0.9]))
-    assert found.keys() == {"data_forcing/pair_distance_0.25", "data_forcing/pair_distance_1"}
-    assert found["data_forcing/pair_distance_1"] == pytest.approx(float((x[2] - data[2]).abs().mean()))
+    free = torch.ones_like(x)
+    free[:, :, 0] = 0  # a given first frame is no distance
+    assert pair_distance(x, data, free) == pytest.approx(float((x - data)[:, :, 1:].abs().mean()), rel=1e-5)
 
 
 def test_without_a_run_to_start_from_it_says_so(new_program: Programs, new_recipe: Recipes) -> None:

@@ -63,6 +63,21 @@ def test_parts_that_do_not_fit(overrides: dict[str, object], parts: tuple[str, .
     assert all(part in message for part in parts)
 
 
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("portraits_gan", {"weight": 0.03, "features": "teacher", "depths": (0.5, 0.75, 1.0), "updates": 4, "r1": 0.0}),
+        ("portraits_dmd2_gan", {"weight": 0.005, "features": "fake", "depths": (0.5,), "updates": 5, "r1": 0.0}),
+        ("portraits_avdm2", {"features": "teacher", "updates": 2, "form": "softplus"}),
+    ],
+)
+def test_adversarial_presets_are_the_papers(name: str, settings: dict[str, object]) -> None:
+    """FastGen's (four discriminator updates for each of the student's), DMD2's (arXiv 2405.14867), AVDM2's."""
+    adversarial = load_recipe(name).adversarial
+    assert {key: getattr(adversarial, key) for key in settings} == settings
+    assert load_recipe("portraits_avdm2").frame_matching.updates == 2
+
+
 def test_parts_that_fit() -> None:
     load_recipe("portraits", {"student.kind": "full", "critic.rank": "4"})
     load_recipe("portraits", {"matching.alpha_weak": "1", "matching.guidance_scale": "2"})

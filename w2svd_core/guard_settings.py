@@ -24,7 +24,7 @@ class Guard(Section):
     )
     motion_low: float = setting(0.85, "lowest motion of the band (1 = the teacher's)", ge=0, le=1)
     motion_high: float = setting(1.15, "highest motion of the band (1 = the teacher's)", ge=1, le=1000)
-    saturation: float = setting(0.05, "saturation may be so far from the teacher's, relative to it", ge=0, le=1000)
+    saturation: float = setting(0.1, "saturation may be so far from the teacher's, relative to it", ge=0, le=1000)
     diversity_low: float = setting(0.85, "lowest diversity of the band (1 = the teacher's)", ge=0, le=1)
     keep: Literal["last", "best"] = setting(
         "last", "which student is saved: that of the last round or of the best look"

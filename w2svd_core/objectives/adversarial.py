@@ -38,7 +38,7 @@ class Settings(Optimizer):
     )
     depths: tuple[float, ...] = setting(
         (0.5, 0.75, 1.0),
-        "which blocks are read, by their depth in the model; in W2SVD's models the last double block",
+        "which blocks are read, by their depth in the model (W2SVD reads the last double block: .333 of HunyuanVideo)",
         rule="a list of 1 to 16 depths above 0 and at most 1, such as 0.5,0.75,1",
     )
     form: Form = setting("softplus", "softplus = non-saturating (DMD2, FastGen, AVDM2), or hinge")

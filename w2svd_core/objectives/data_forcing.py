@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from ..settings import Recipe
     from ..terms import StudentStep
 
-BINS = (0.25, 0.5, 0.75, 1.0)  # upper ends of the noise levels that pair distances are logged by
-
 
 class Settings(Section):
     """Data-Forcing Distillation (arXiv 2606.18478): the teacher is asked about real clips in some steps."""
@@ -78,17 +76,9 @@ def forced_gradient(
     return gradient + (clip - x) / per_sample_mean((x - view).abs(), free).clamp(min=floor)
 
 
-def pair_distances(x_student: Tensor, data: Tensor, sigma: Tensor) -> dict[str, float]:
-    """mean |x_student - data| of the rows by noise level: what the paper's condition 7 bounds."""
-    apart = (wide(x_student).detach() - wide(data)).abs().flatten(1).mean(1)
-    found: dict[str, float] = {}
-    lowest = 0.0
-    for highest in BINS:
-        rows = apart[(sigma > lowest) & (sigma <= highest)]
-        if len(rows):
-            found[f"data_forcing/pair_distance_{highest:g}"] = float(rows.mean())
-        lowest = highest
-    return found
+def pair_distance(x_student: Tensor, data: Tensor, free: Tensor | None = None) -> float:
+    """mean |x_student - data|: what the paper's condition 7 bounds. It grows with the noise of the student's input."""
+    return float(per_sample_mean((wide(x_student).detach() - wide(data)).abs(), free).mean())
 
 
 class Added(Term):
@@ -160,7 +150,8 @@ class Added(Term):
             return None
         data = step.rollout.data
         assert data is not None  # see `needs_clips`
-        step.logs.update(pair_distances(step.x0, data, step.sigma))
+        name = f"data_forcing/pair_distance_{step.rollout.sigma:.3g}"
+        step.logs[name] = pair_distance(step.x0, data, step.free)
         return data
 
     def _rows(self, step: StudentStep) -> Tensor | None:
