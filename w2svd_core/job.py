@@ -33,6 +33,7 @@ from .evaluation import (
 )
 from .generation import Way, generate
 from .guard import QualityGuard, take_best
+from .looks import band
 from .lora_files import base_hash
 from .memory import free_memory
 from .metrics.real_networks import check_real_networks
@@ -44,6 +45,7 @@ from .settings import Recipe
 from .stages import FIRST, first_stage, is_trained, with_trained_teacher
 from .starting import start_from
 from .students import save_student
+from .tables import leavings
 from .trainer import Interrupted, train
 from .watch import Terminal, Watch
 
@@ -223,6 +225,8 @@ def finish(recipe: Recipe, run: RunFolder, job: Job, watch: Watch) -> None:
             reason = " ".join(str(error).split()) or type(error).__name__
             watch.say(f"warning: the student is saved, but its clips could not be shown ({reason})")
     rows = evaluate_job(recipe, job, run.path, watch) if recipe.evaluate.clips else []
+    for line in leavings(rows, band(recipe.guard)) if recipe.distils else []:
+        watch.say(f"warning: {line}")
     report = write_report(run, recipe, rows, files)
     print(f"\nDone. Look at {report}")
     for file in files:

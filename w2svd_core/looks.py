@@ -117,6 +117,12 @@ def change(before: Look | None, now: Look, limits: Band) -> str:
     return f"guard, round {now.step}: {'; '.join(parts)}" if parts else ""
 
 
+def out_of_band(values: Values, teacher: Values, limits: Band) -> list[str]:
+    """A sentence for each number of a finished student that lies out of the band."""
+    found = Look.of(0, values, teacher, limits)
+    return [f"{name.capitalize()} is out of the teacher's band: {_beside(found, name, limits)}." for name in found.out]
+
+
 def _beside(look: Look, name: str, limits: Band) -> str:
     low, high = limits[name]
     wanted = f"{low:.4g} or more" if math.isinf(high) else f"{low:.4g} to {high:.4g}"

@@ -18,7 +18,7 @@ from .pictures import contact_sheet, side_by_side
 from .plots import write_plots
 from .run import RunFolder
 from .settings import Recipe
-from .tables import about_clips, findings, markdown_table, number
+from .tables import about_clips, findings, leavings, markdown_table, number
 
 TALLEST = 240  # px of a frame in the side-by-side video; each clip is written whole beside it
 LOOPS = 3  # times that a clip is played in the side-by-side video
@@ -91,6 +91,7 @@ def _evaluation(recipe: Recipe, rows: Sequence[Row]) -> list[str]:
     if not rows:
         return ["There was no evaluation (`evaluate.clips` is 0)."]
     headline, lines = findings(rows) if recipe.distils else ("", [])
+    lines = [*lines, *(leavings(rows, band(recipe.guard)) if recipe.distils else [])]
     t, e = recipe.teacher, recipe.evaluate
     few = len(recipe.student.sigmas) - 1
     about = (
