@@ -240,6 +240,8 @@ def test_the_best_look_is_kept(
         other = new_program(recipe)
         said = start_from(other, str(run.path), base_hash(other.model.base_state()))
         assert f"of round {kept.step}, the best look" in said
+        late = f"critic of round {job.program.rounds} (critic.warmup" in said
+        assert late == (kept.step != job.program.rounds)
         assert all(torch.equal(value, tensors[name]) for name, value in other.student.learned().items())
     again, ended = QualityGuard(recipe, run, job, job.program.rounds, Ears()).look(job.program.rounds)
     assert again["guard/score"] == best.score and not ended  # the same weights make the same numbers

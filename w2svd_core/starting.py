@@ -43,7 +43,11 @@ def start_from(program: Distillation, place: str, base: str) -> str:
         if name in ("student", "critic"):
             _take_over(learner, tensors, name, place)
     best = take_best(run, program.student) if run.recipe().guard.keep == "best" else None
-    return f"the student {f'of round {best.step}, the best look, ' if best else ''}and critic of {place}"
+    if best is None:
+        return f"the student and critic of {place}"
+    last = int(checkpoint.stem)
+    apart = "" if best.step == last else f" of round {last} (critic.warmup gives it time to fit)"
+    return f"the student of round {best.step}, the best look, and critic{apart} of {place}"
 
 
 def _take_over(learner: Learner, tensors: Mapping[str, Tensor], name: str, place: str) -> None:
