@@ -167,6 +167,21 @@ def test_below_the_lowest_level_rows_are_matched_as_usual(new_program: Programs,
     assert not torch.allclose(gradients[0][0], gradients[1][0], atol=1e-4)
 
 
+@pytest.mark.parametrize("changes", [{"space": "score"}, {"clip_share": 0.3}, {"space": "score", "clip_share": 0.3}])
+def test_settings_of_the_gradient_reach_it(new_program: Programs, new_recipe: Recipes, changes: dict[str, Any]) -> None:
+    forced = {f"data_forcing.{key}": value for key, value in changes.items()}
+    program = new_program(new_recipe({"data_forcing.probability": 1.0} | forced))
+    step = made_step(program, 0)
+    data = step.rollout.data
+    assert data is not None
+    fake, real = torch.randn(2, *step.x0.shape, generator=torch.Generator().manual_seed(2))
+    found = program.terms["data_forcing"].gradient(step, fake, real)
+    share, space = changes.get("clip_share", 0.0), changes.get("space", "x0")
+    target, floor = real + share * (data - real), program.recipe.matching.normaliser_floor
+    torch.testing.assert_close(found, forced_gradient(step.x0, fake, target, data, space, floor))
+    assert not torch.allclose(found, forced_gradient(step.x0, fake, real, data, "x0", floor))
+
+
 def test_pair_distances_are_logged_by_the_level_of_the_students_input(
     new_program: Programs, new_recipe: Recipes
 ) -> None:

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from w2svd_core.assembly import BUNDLED_CODEC, job_of
@@ -21,6 +22,7 @@ from w2svd_core.data.latents import LatentSet
 from w2svd_core.errors import UserError
 from w2svd_core.files import read_safetensors, write_safetensors
 from w2svd_core.generation import Way, generate
+from w2svd_core.heads import tapped_blocks
 from w2svd_core.lora_files import base_hash, pairs_from_peft, read_lora, write_lora
 from w2svd_core.roles import Query, SharedModel
 from w2svd_core.train import main as train
@@ -38,6 +40,18 @@ def tiny(family: str) -> nn.Module:
         for parameter in model.parameters():  # motion modules begin as zeros
             parameter.data += 0.05 * torch.randn(parameter.shape)
     return model.eval().requires_grad_(False)
+
+
+def test_stable_diffusions_encoder_is_read_at_three_scales() -> None:
+    """The depths that docs/avdm2.md names, on Stable Diffusion 1.5's layout of nine blocks."""
+    size: dict[str, Any] = {"block_out_channels": (8, 8, 8, 8), "norm_num_groups": 4, "cross_attention_dim": 8}
+    model = UNet2DConditionModel(in_channels=4, out_channels=4, layers_per_block=1, attention_head_dim=4, **size)
+    sides: list[int] = []
+    for block in tapped_blocks(list(backbone("image_unet").blocks(model)), (0.11, 0.22, 0.34)):
+        block.register_forward_hook(lambda _m, _i, out: sides.append(out[0].shape[-1]))
+    with torch.no_grad():
+        model(torch.zeros(1, 4, 16, 16), torch.tensor([1]), torch.zeros(1, 3, 8))
+    assert sides == [8, 4, 2]
 
 
 def rng(seed: int = 0) -> torch.Generator:
