@@ -160,10 +160,10 @@ def elsewhere(lines: Mapping[str, Line]) -> str:
 def noted(plan: Plan, lines: Mapping[str, Line]) -> str:
     """What cells say of themselves, in words."""
     found: dict[str, set[str]] = {}
-    for name, line in lines.items():
+    for line in lines.values():
         for result in (*line.results, *(cell.read(plan.out) or {} for cell in line.planned.cells)):
             if "note" in result:
-                found.setdefault(result["note"], set()).add(name)
+                found.setdefault(result["note"], set()).add(result["row"])
     return "".join(f" Some cells of {names_of(sorted(names))}: {note}." for note, names in found.items())
 
 

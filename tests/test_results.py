@@ -25,7 +25,14 @@ from w2svd_core.evaluate import SEARCHED_GUIDANCE, SEARCHED_SHIFTS
 
 
 @pytest.mark.parametrize(
-    "changes", [{"name": "other"}, {"train.tracker": "none"}, {"data.cache": "x"}, {"evaluate.clips": 64}]
+    "changes",
+    [
+        {"name": "other"},
+        {"train.tracker": "none"},
+        {"data.cache": "x"},
+        {"evaluate.clips": 64},
+        {"guard.saturation": 0.3},
+    ],
 )
 def test_what_changes_no_number_changes_no_key(bench: Any, changes: dict[str, object]) -> None:
     assert cell_of(bench, changes).key == cell_of(bench).key
