@@ -44,9 +44,9 @@ OF_A_NEW_MODEL = ("model.heads", "model.head_dim", "model.ffn_dim", "model.layer
 
 def plain_settings(recipe: Recipe) -> dict[str, Any]:
     """Every setting that a number depends on, by key, as JSON has it."""
-    unused = () if recipe.model.init == "random" else OF_A_NEW_MODEL
-    unused += () if recipe.guard.every else ("guard.",)
-    values = {key: value_of(recipe, key) for key in all_settings() if not key.startswith((*INERT, *unused))}
+    built = OF_A_NEW_MODEL if recipe.model.init != "random" else ()
+    looks = ("guard.",) if not recipe.guard.every else ()
+    values = {key: value_of(recipe, key) for key in all_settings() if not key.startswith((*INERT, *built, *looks))}
     return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
 
