@@ -384,7 +384,7 @@ def test_a_real_cell_runs_once_is_adopted_and_stands_in_the_table(bench: Any, tm
     again = command(out, *row)
     assert again.returncode == 0 and "$" not in again.stdout
     shutil.rmtree(out / "small" / "cells")
-    other = command(tmp_path / "other", *row, "--adopt", str(out / "runs"), "--minutes", "0")
+    other = command(tmp_path / "other", *row, "--adopt", str(out / "small" / "runs"), "--minutes", "0")
     assert "adopted" in other.stdout and "$" not in other.stdout and "1 cells have not run" in other.stdout
     page = (out / "docs" / "results.md").read_text()
     third = command(tmp_path / "third", *row, "--docs", str(out / "docs"))
