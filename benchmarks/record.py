@@ -64,4 +64,4 @@ def give(path: Path, out: Path, costs: Costs) -> None:
         own = {k: v for k, v in cell["recipe"].items() if k not in defaults or v != defaults[k]}
         cells[place.stem] = {**cell, "recipe": own}
     record = {"defaults": defaults, "costs": costs.known, "diverged": which_diverged(out), "cells": cells}
-    write_text(path, json.dumps(record, indent=1) + "\n")
+    write_text(path, json.dumps(record, indent=1, sort_keys=True) + "\n")  # small changes for git
