@@ -60,6 +60,8 @@ def alpha_curve(lines: Lines, plan: Plan) -> Any:
     names = {"": ("without ground truth", BLUE), "_gt": ("with ground truth", ORANGE)}
     if not all(f"w2s_{slug(a)}{end}" in lines for a in ALPHAS for end in names):
         return None
+    if max(sum(bool(lines[f"w2s_{slug(a)}{end}"].results) for a in ALPHAS) for end in names) < 2:
+        return None  # a point is no curve
     figure, axes = _figure(3, 14.4, 3.4)
     any_at_all = False
     for axis, metric in zip(axes, metrics, strict=True):

@@ -18,17 +18,15 @@ from w2svd_core.data.portraits import portrait_from_seed, render
 from w2svd_core.data.video import read_video
 from w2svd_core.evaluation import Row
 from w2svd_core.files import write_safetensors
-from w2svd_core.guard_settings import Guard
-from w2svd_core.looks import band
 from w2svd_core.lora_metadata import LoraMetadata
 from w2svd_core.metrics.measure import UNITS
 from w2svd_core.pictures import contact_sheet, enlarge, grid, side_by_side, spread
 from w2svd_core.plots import smooth, write_plots
-from w2svd_core.report import compared, slug, write_report
+from w2svd_core.report import compared, leavings, slug, write_report
 from w2svd_core.run import RunFolder
 from w2svd_core.settings import Recipe
 from w2svd_core.students import schedule_of
-from w2svd_core.tables import best_rows, findings, leavings, markdown_table, number, plain
+from w2svd_core.tables import best_rows, findings, markdown_table, number, plain
 
 FIRST = 1_000_000
 
@@ -109,10 +107,10 @@ def test_the_headline_says_how_it_went(rows: list[Row]) -> None:
     assert findings(rows[:2]) == ("", [])
 
 
-def test_a_student_out_of_its_teachers_band_is_told(rows: list[Row]) -> None:
-    assert leavings(rows, band(Guard())) == [] == leavings(rows[:2], band(Guard()))
+def test_a_student_out_of_its_teachers_band_is_told(rows: list[Row], recipe: Recipe) -> None:
+    assert leavings(recipe, rows) == [] == leavings(recipe, rows[:2])
     frozen = [*rows[:4], row("student, 4 steps", 4, 150.0, 0.18)]
-    assert leavings(frozen, band(Guard())) == [
+    assert leavings(recipe, frozen) == [
         "Motion is out of the teacher's band: 0.5 of the teacher's, wanted 0.85 to 1.15.",
         "Saturation is out of the teacher's band: 1.23 of the teacher's, wanted 0.9 to 1.1.",
         "Diversity is out of the teacher's band: 0.5 of the teacher's, wanted 0.85 or more.",

@@ -33,19 +33,17 @@ from .evaluation import (
 )
 from .generation import Way, generate
 from .guard import QualityGuard, take_best
-from .looks import band
 from .lora_files import base_hash
 from .memory import free_memory
 from .metrics.real_networks import check_real_networks
 from .pictures import side_by_side
-from .report import write_report
+from .report import leavings, write_report
 from .roles import swapped_in
 from .run import RunFolder
 from .settings import Recipe
 from .stages import FIRST, first_stage, is_trained, with_trained_teacher
 from .starting import start_from
 from .students import save_student
-from .tables import leavings
 from .trainer import Interrupted, train
 from .watch import Terminal, Watch
 
@@ -225,7 +223,7 @@ def finish(recipe: Recipe, run: RunFolder, job: Job, watch: Watch) -> None:
             reason = " ".join(str(error).split()) or type(error).__name__
             watch.say(f"warning: the student is saved, but its clips could not be shown ({reason})")
     rows = evaluate_job(recipe, job, run.path, watch) if recipe.evaluate.clips else []
-    for line in leavings(rows, band(recipe.guard)) if recipe.distils else []:
+    for line in leavings(recipe, rows):
         watch.say(f"warning: {line}")
     report = write_report(run, recipe, rows, files)
     print(f"\nDone. Look at {report}")

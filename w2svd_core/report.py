@@ -11,14 +11,14 @@ from .evaluation import Row
 from .files import opened_safetensors, write_text
 from .guard import kept_looks, kept_teacher
 from .guard_settings import on_portraits
-from .looks import Look, band, looks_in, out_in_a_row, score
+from .looks import Look, band, looks_in, out_in_a_row, out_of_band, score
 from .lora_metadata import LoraMetadata
 from .options import all_settings, show, value_of
 from .pictures import contact_sheet, side_by_side
 from .plots import write_plots
 from .run import RunFolder
 from .settings import Recipe
-from .tables import about_clips, findings, leavings, markdown_table, number
+from .tables import about_clips, findings, markdown_table, number
 
 TALLEST = 240  # px of a frame in the side-by-side video; each clip is written whole beside it
 LOOPS = 3  # times that a clip is played in the side-by-side video
@@ -87,11 +87,20 @@ def report_text(
     return "\n\n".join(parts) + "\n"
 
 
+def leavings(recipe: Recipe, rows: Sequence[Row]) -> list[str]:
+    """Where the student of a run's rows lies out of its teacher's band, a sentence each; nothing without a student."""
+    models = [row for row in rows if row.steps is not None]
+    if not recipe.distils or len(models) < 3:
+        return []
+    teacher, _few, student = models[:3]
+    return out_of_band(student.values, teacher.values, band(recipe.guard))
+
+
 def _evaluation(recipe: Recipe, rows: Sequence[Row]) -> list[str]:
     if not rows:
         return ["There was no evaluation (`evaluate.clips` is 0)."]
     headline, lines = findings(rows) if recipe.distils else ("", [])
-    lines = [*lines, *(leavings(rows, band(recipe.guard)) if recipe.distils else [])]
+    lines = [*lines, *leavings(recipe, rows)]
     t, e = recipe.teacher, recipe.evaluate
     few = len(recipe.student.sigmas) - 1
     about = (

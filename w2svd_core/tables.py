@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from .evaluation import Row
-from .looks import Band, out_of_band
 from .metrics.identity import IDENTITY_UNITS
 from .metrics.measure import UNITS as PORTRAIT_UNITS
 from .metrics.real_networks import REAL_TITLES, REAL_UNITS
@@ -115,12 +114,6 @@ def about_clips(rows: Sequence[Row], folder: str) -> str:
             "row of the codec says what the codec alone loses."
         )
     return text
-
-
-def leavings(rows: Sequence[Row], limits: Band) -> list[str]:
-    """Where the student of a run's rows lies out of its teacher's band, a sentence each; nothing without a student."""
-    models = [row for row in rows if row.steps is not None]
-    return [] if len(models) < 3 else out_of_band(models[2].values, models[0].values, limits)
 
 
 def findings(rows: Sequence[Row]) -> tuple[str, list[str]]:
