@@ -12,7 +12,7 @@ from torch import Tensor
 
 from w2svd_core.condition import Condition
 from w2svd_core.distillation import Distillation
-from w2svd_core.heads import Heads, features_of, tapped_blocks
+from w2svd_core.heads import Heads, Taps
 from w2svd_core.objectives.adversarial import discriminator_loss, generator_loss, r1_penalty, strength
 
 ON = {"adversarial.weight": 0.5, "adversarial.lr": 1e-2, "critic.warmup": 0}
@@ -47,19 +47,31 @@ def test_the_weight_waits_and_rises() -> None:
 
 def test_taps_lie_at_their_depths() -> None:
     blocks = [torch.nn.Identity() for _ in range(30)]
-    taps = tapped_blocks(blocks, (16 / 30, 23 / 30, 1.0))  # FastGen's 15, 22 and 29 of Wan 1.3B, from 0
+    taps = Taps(blocks, (16 / 30, 23 / 30, 1.0)).blocks  # FastGen's 15, 22 and 29 of Wan 1.3B, from 0
     assert [blocks.index(block) for block in taps] == [15, 22, 29]
-    assert [tapped_blocks(blocks[:n], (0.5,)) for n in (5, 9)] == [blocks[2:3], blocks[4:5]]  # a UNet's middle block
-    assert tapped_blocks(blocks[:2], (0.1, 0.4, 1.0)) == blocks[:2]
+    assert [Taps(blocks[:n], (0.5,)).blocks for n in (5, 9)] == [blocks[2:3], blocks[4:5]]  # a UNet's middle block
+    assert Taps(blocks[:2], (0.1, 0.4, 1.0)).blocks == blocks[:2]
 
 
 def test_features_are_tokens_whatever_the_block_puts_out() -> None:
     convolution, linear = torch.nn.Conv2d(3, 8, 1), torch.nn.Linear(8, 5)
     image, tokens = torch.randn(2, 3, 4, 4), torch.randn(2, 7, 8)
-    one, two = features_of([convolution, linear], lambda: (convolution(image), linear(tokens)))
+    one, two = Taps([convolution, linear], (0.5, 1.0)).of(lambda: (convolution(image), linear(tokens)))
     assert one.shape == (2, 16, 8) and two.shape == (2, 7, 5)
     assert torch.equal(two, linear(tokens)) and torch.equal(one[:, 5], convolution(image)[:, :, 1, 1])
     assert Heads([8, 5], 4, 0)([one, two]).shape == (2, 23)
+
+
+def test_a_pass_ends_where_the_last_tap_is_read() -> None:
+    blocks, ran = [torch.nn.Linear(4, 4) for _ in range(5)], []
+    for number, block in enumerate(blocks):
+        block.register_forward_hook(lambda *_, number=number: ran.append(number))
+    model, tokens = torch.nn.Sequential(*blocks), torch.randn(1, 3, 4)
+    early, late = Taps(blocks, (0.2, 0.6)).of(lambda: model(tokens))
+    assert ran == [0, 1, 2] and torch.equal(late, model[:3](tokens)) and torch.equal(early, model[:1](tokens))
+    ran.clear()
+    model(tokens)
+    assert ran == [0, 1, 2, 3, 4]  # and leaves nothing behind
 
 
 def weights(program: Distillation) -> dict[str, Tensor]:
@@ -87,6 +99,7 @@ def test_the_gradient_is_that_of_the_logits_and_reaches_the_student_alone(
     new_program: Programs, new_recipe: Recipes, features: str, checkpointing: bool
 ) -> None:
     changes = {"adversarial.features": features, "model.gradient_checkpointing": checkpointing}
+    changes |= {"adversarial.depths": "0.1,0.5"}  # a pass that ends before the last block
     program = new_program(new_recipe(ON | changes), fresh=False)
     term = program.terms["adversarial"]
     for head in term.heads.taps:
@@ -100,6 +113,8 @@ def test_the_gradient_is_that_of_the_logits_and_reaches_the_student_alone(
         assert all(p.grad is None for p in learner.parameters.values())
     plain = x0.detach().clone().requires_grad_()
     noised = program.process.noise(plain, step.eps, step.sigma)
+    assert term.taps.beyond is not None
+    term.taps.beyond = None  # the whole pass has the same gradient
     value = generator_loss(term._logits(term._features(noised, step.sigma, rollout.condition)))
     (expected,) = torch.autograd.grad(0.5 * value, plain)
     torch.testing.assert_close(x0.grad, expected, atol=1e-8, rtol=1e-5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,30 +14,47 @@ from .numbers import wide
 Features = list[Tensor]  # `b n d` of each tap: tokens or places, channels last
 
 
-def tapped_blocks(blocks: Sequence[nn.Module], depths: Sequence[float]) -> list[nn.Module]:
-    """The blocks at these depths of a model, 1 being the last; each once."""
-    numbers = dict.fromkeys(max(1, int(depth * len(blocks) + 0.5)) - 1 for depth in depths)
-    return [blocks[number] for number in numbers]
+class _Read(Exception):
+    """All that is read of a pass is there."""
 
 
-def features_of(blocks: Sequence[nn.Module], call: Callable[[], Any]) -> Features:
-    """What the blocks put out while `call` runs the model; gradients reach whatever the call depends on."""
-    found: dict[int, Tensor] = {}
+class Taps:
+    """What some blocks of a model put out. A pass ends where the last of them has been read.
 
-    def keep(place: int) -> Callable[..., None]:
-        def hook(_block: nn.Module, _inputs: Any, output: Any) -> None:
-            own = output[0] if isinstance(output, tuple) else output
-            found.setdefault(place, own.clone())  # ComfyUI's blocks add to it in place
+    Args:
+        blocks: all of the model's, in the order in which they run.
+        depths: of those that are read, in (0, 1], 1 being the last one; several of one block count once.
+    """
 
-        return hook
+    def __init__(self, blocks: Sequence[nn.Module], depths: Sequence[float]) -> None:
+        numbers = dict.fromkeys(max(1, int(depth * len(blocks) + 0.5)) - 1 for depth in depths)
+        self.blocks = [blocks[number] for number in numbers]
+        self.beyond = next(iter(blocks[max(numbers) + 1 :]), None)
 
-    hooks = [block.register_forward_hook(keep(place)) for place, block in enumerate(blocks)]
-    try:
-        call()
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return [_as_tokens(found[place]) for place in range(len(blocks))]
+    def of(self, call: Callable[[], Any]) -> Features:
+        """What they put out while `call` runs the model once; gradients reach whatever the call depends on."""
+        found: dict[int, Tensor] = {}
+
+        def keep(place: int) -> Callable[..., None]:
+            def hook(_block: nn.Module, _inputs: Any, output: Any) -> None:
+                own = output[0] if isinstance(output, tuple) else output
+                found.setdefault(place, own.clone())  # ComfyUI's blocks add to it in place
+
+            return hook
+
+        def end(_block: nn.Module, _inputs: Any) -> None:  # at the next one's door: a checkpointed block ends whole
+            raise _Read
+
+        hooks = [block.register_forward_hook(keep(place)) for place, block in enumerate(self.blocks)]
+        if self.beyond is not None:
+            hooks.append(self.beyond.register_forward_pre_hook(end))
+        try:
+            with contextlib.suppress(_Read):
+                call()
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return [_as_tokens(found[place]) for place in range(len(self.blocks))]
 
 
 def _as_tokens(output: Tensor) -> Tensor:

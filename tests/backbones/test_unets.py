@@ -22,7 +22,7 @@ from w2svd_core.data.latents import LatentSet
 from w2svd_core.errors import UserError
 from w2svd_core.files import read_safetensors, write_safetensors
 from w2svd_core.generation import Way, generate
-from w2svd_core.heads import tapped_blocks
+from w2svd_core.heads import Taps
 from w2svd_core.lora_files import base_hash, pairs_from_peft, read_lora, write_lora
 from w2svd_core.roles import Query, SharedModel
 from w2svd_core.train import main as train
@@ -47,7 +47,7 @@ def test_stable_diffusions_encoder_is_read_at_three_scales() -> None:
     size: dict[str, Any] = {"block_out_channels": (8, 8, 8, 8), "norm_num_groups": 4, "cross_attention_dim": 8}
     model = UNet2DConditionModel(in_channels=4, out_channels=4, layers_per_block=1, attention_head_dim=4, **size)
     sides: list[int] = []
-    for block in tapped_blocks(list(backbone("image_unet").blocks(model)), (0.11, 0.22, 0.34)):
+    for block in Taps(list(backbone("image_unet").blocks(model)), (0.11, 0.22, 0.34)).blocks:
         block.register_forward_hook(lambda _m, _i, out: sides.append(out[0].shape[-1]))
     with torch.no_grad():
         model(torch.zeros(1, 4, 16, 16), torch.tensor([1]), torch.zeros(1, 3, 8))

@@ -101,12 +101,12 @@ class Added(Term):
     needs_clips = True
 
     def __init__(self, settings: Settings, stage: Stage) -> None:
-        from ..heads import Heads, tapped_blocks
+        from ..heads import Heads, Taps
 
         super().__init__(settings, stage)
         model, r = stage.model, stage.recipe
         self.role: Any = ROLES[settings.features]
-        self.blocks = tapped_blocks(list(model.backbone.blocks(model.network(self.role))), settings.depths)
+        self.taps = Taps(list(model.backbone.blocks(model.network(self.role))), settings.depths)
         self.heads = Heads(self._widths(), settings.hidden, r.seed).to(model.device)
         rounds = r.critic.warmup + r.train.steps
         named = dict(self.heads.named_parameters())
@@ -180,10 +180,9 @@ class Added(Term):
 
     def _features(self, x_t: Tensor, sigma: Tensor, condition: Condition) -> list[Features]:
         """What the taps put out; each length of prompts by itself, where the model can't be told what is filler."""
-        from ..heads import features_of
 
         def seen(rows: Any, own: Condition) -> Features:
-            return features_of(self.blocks, lambda: self.stage.model.predict(self.role, x_t[rows], sigma[rows], own))
+            return self.taps.of(lambda: self.stage.model.predict(self.role, x_t[rows], sigma[rows], own))
 
         parts = condition.alike() if condition.ragged else [(slice(None), condition)]
         return [seen(rows, own) for rows, own in parts]
