@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from ..flow import Timesteps
 from .base import Architecture
+from .stable_diffusion import is_stable_diffusion, names_in, sizes_of
 from .unet import UNetBackbone
+from .weights import Header, Shapes
 
 
 class ImageUNet(UNetBackbone):
@@ -25,6 +28,12 @@ class ImageUNet(UNetBackbone):
             "up_block_types": ("CrossAttnUpBlock2D",) * 2,
             "attention_head_dim": architecture.heads,  # diffusers' name of how many there are
         }
+
+    def config_in(self, shapes: Shapes, header: Header, path: Path) -> dict[str, Any]:
+        return sizes_of(shapes, path) if is_stable_diffusion(shapes) else super().config_in(shapes, header, path)
+
+    def names_in(self, shapes: Shapes, config: dict[str, Any]) -> dict[str, str]:
+        return names_in(shapes, config) if is_stable_diffusion(shapes) else super().names_in(shapes, config)
 
     def call(self, model: nn.Module, x_t: Tensor, time: Tensor, text: Tensor) -> Tensor:
         b, _, f, _, _ = x_t.shape

@@ -1,7 +1,7 @@
 """UNets of Stable Diffusion's kind, over single frames or over clips: what both families have in common.
 
 They put out the noise, their time is one of 1000 whole timesteps, and their prompts are tokens for cross attention.
-A file of one is what this project writes: diffusers' names, its config in the header.
+A file of one is what this project writes: diffusers' names, its config in the header; a subclass may know others.
 """
 
 from __future__ import annotations
@@ -87,7 +87,8 @@ class UNetBackbone(ABC):
         """
         if path.is_file():
             with opened_safetensors(path) as file:
-                return self._config_in(file.metadata() or {}, path)
+                shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118 (not a dict)
+                return self.config_in(shapes, file.metadata() or {}, path)
         place = (path / "unet" if (path / "unet").is_dir() else path) / "config.json"
         if not place.is_file():
             raise UserError(f"{place} is not there; model.path takes a diffusers folder of a {self.class_name}")
@@ -107,15 +108,19 @@ class UNetBackbone(ABC):
 
     def _load_file(self, path: Path, dtype: torch.dtype) -> nn.Module:
         def plan(shapes: Shapes, header: Header) -> tuple[nn.Module, Mapping[str, str]]:
-            config = self._config_in(header, path)
+            config = self.config_in(shapes, header, path)
             model = hollow(lambda: self.new(config))
-            return model, {name: name for name in model.state_dict()}
+            return model, self.names_in(shapes, config)
 
         model: nn.Module = from_file(path, self.class_name, plan, lambda name: dtype)
         return model
 
-    def _config_in(self, header: Header, path: Path) -> dict[str, Any]:
-        """The config in a file's header; a UserError where it is of another model, or there is none."""
+    def config_in(self, shapes: Shapes, header: Header, path: Path) -> dict[str, Any]:
+        """The config of the model in a file.
+
+        Raises:
+            UserError: it is of another model, or there is none.
+        """
         config = read_json(header.get("config", "{}"), f"the config in the header of {path}")
         if config.pop("_class_name", "") != self.class_name:
             raise UserError(
@@ -123,6 +128,10 @@ class UNetBackbone(ABC):
                 "this project wrote"
             )
         return config
+
+    def names_in(self, shapes: Shapes, config: dict[str, Any]) -> dict[str, str]:
+        """The file's name of each weight, by diffusers'."""
+        return {name: name for name in shapes}
 
     def _check_schedule(self, place: Path) -> None:
         """That a pipeline's scheduler has the noise levels and the prediction of the family, if there is one."""
