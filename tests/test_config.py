@@ -29,7 +29,13 @@ from w2svd_core.settings import Section
 
 RECIPES = (
     *("cosmos_i2v_2b", "cosmos_i2v_2b_dfd", "cosmos_t2v_2b", "hunyuan_video15_i2v", "hunyuan_video15_t2v"),
-    *("hunyuan_video_finetune", "hunyuan_video_i2v", "hunyuan_video_i2v_concat", "hunyuan_video_portraits"),
+    *(
+        "hunyuan_video_finetune",
+        "hunyuan_video_gan",
+        "hunyuan_video_i2v",
+        "hunyuan_video_i2v_concat",
+        "hunyuan_video_portraits",
+    ),
     *("hunyuan_video_t2v",),
     *("portraits", "portraits_avdm2", "portraits_avdm2_unets", "portraits_dfd", "portraits_dmd"),
     *("portraits_dmd2_gan", "portraits_dmd_full"),

@@ -20,6 +20,7 @@ from w2svd_core.condition import GUIDANCE, Condition
 from w2svd_core.config import load_recipe
 from w2svd_core.errors import UserError
 from w2svd_core.files import read_safetensors, write_safetensors
+from w2svd_core.heads import Taps
 from w2svd_core.job import unusual
 from w2svd_core.roles import Query
 from w2svd_core.settings import Model
@@ -28,7 +29,10 @@ FAMILY = backbone("hunyuan_video")
 BY_NAME = {kind.name: kind for kind in HUNYUAN}
 kinds = pytest.mark.parametrize("kind", HUNYUAN, ids=str)
 SIGMA = torch.tensor([0.9, 0.35])
-RECIPES = {"hunyuan_video_t2v": 0, "hunyuan_video_i2v_concat": 1, "hunyuan_video_i2v": 2, "hunyuan_video_portraits": 2}
+RECIPES = {
+    "hunyuan_video_t2v": 0, "hunyuan_video_i2v_concat": 1, "hunyuan_video_i2v": 2, "hunyuan_video_portraits": 2,
+    "hunyuan_video_gan": 2,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.config)
@@ -56,6 +60,25 @@ def test_the_recipes_ask_for_what_the_models_are_made_for(name: str) -> None:
     FAMILY.check_fit(new_hunyuan(text_embed_dim=4096), FAMILY.latents(new_hunyuan()), 4096)
     shape = FAMILY.latents(new_hunyuan()).latent_shape(recipe.data.frames, recipe.data.height, recipe.data.width)
     assert shape == (16, 33, 68, 120)
+
+
+def test_the_discriminator_reads_the_last_double_block() -> None:
+    """W2SVD's figure (arXiv 2503.13319), in the published layout, and as a pass really runs through a small one."""
+    from diffusers import HunyuanVideoTransformer3DModel
+
+    (depth,) = load_recipe("hunyuan_video_gan").adversarial.depths
+    with torch.device("meta"):
+        model: Any = HunyuanVideoTransformer3DModel.from_config(dict(published_config(VARIANTS[2])))
+    taps = Taps(list(FAMILY.blocks(model)), (depth,))
+    assert taps.blocks == [model.transformer_blocks[-1]] and taps.beyond is model.single_transformer_blocks[0]
+    small: Any = new_hunyuan(num_layers=1, num_single_layers=2)
+    x_t, sigma, condition = FAMILY.probe(small)
+    ran: list[str] = []
+    for name, block in small.named_modules():
+        block.register_forward_hook(lambda *_, name=name: ran.append(name))
+    (tokens,) = Taps(list(FAMILY.blocks(small)), (depth,)).of(lambda: FAMILY.predict(small, x_t, sigma, condition))
+    assert tokens.ndim == 3 and tokens.shape[0] == len(x_t) and tokens.any()
+    assert "transformer_blocks.0" in ran and not any(name.startswith("single") for name in ran)
 
 
 # ---- what is on disk
