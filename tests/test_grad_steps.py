@@ -53,6 +53,24 @@ def test_all_steps_are_the_mean_of_each(new_program: Programs, new_recipe: Recip
         torch.testing.assert_close(found[name], expected, atol=1e-7, rtol=1e-4)
 
 
+def test_all_steps_are_logged_by_their_mean(new_program: Programs, new_recipe: Recipes) -> None:
+    program, twin = (new_program(new_recipe({"rollout.grad_steps": "all"}), fresh=False) for _ in range(2))
+    gaps = []
+    for rollout in twin._rollouts(1, 0):
+        logs: dict[str, float] = {}
+        twin._loss(twin._step(rollout, twin._student_x0(rollout), 1, logs))
+        gaps.append(logs["score/gap"])
+    assert len(set(gaps)) == 4
+    assert program.round(1)["score/gap"] == pytest.approx(sum(gaps) / 4, rel=1e-4)
+
+
+def test_noised_clips_of_the_last_step_alone_are_remarked_on(new_program: Programs, new_recipe: Recipes) -> None:
+    odd = new_program(new_recipe({"rollout.grad_steps": "last", "rollout.source": "noised_data"})).remarks()
+    assert len(odd) == 1 and f"noise level {0.625:g} alone" in odd[0]
+    for settings in ({"rollout.grad_steps": "last"}, {"rollout.source": "noised_data"}):
+        assert new_program(new_recipe(settings)).remarks() == []
+
+
 def test_all_steps_lie_on_one_path_and_each_goes_into_the_pool(new_program: Programs, new_recipe: Recipes) -> None:
     recipe = new_recipe({"rollout.grad_steps": "all", "student.sampler": "euler"})
     program = new_program(recipe, fresh=False)

@@ -8,6 +8,7 @@ critic. Nothing is simulated twice.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from statistics import fmean
 from typing import TypeVar
 
 import torch
@@ -82,6 +83,16 @@ class Distillation:
         """The critic's head start, and then the generator's updates."""
         return self.recipe.critic.warmup + self.recipe.train.steps
 
+    def remarks(self) -> list[str]:
+        """What is allowed, and rarely meant."""
+        r, own = self.recipe.rollout, []
+        if r.source == "noised_data" and r.grad_steps == "last":
+            own = [
+                f"rollout.grad_steps last with noised_data trains the student at noise level {self.sigmas[-2]:g} "
+                "alone, and no other step of its path is ever asked; use random or all"
+            ]
+        return own + [line for term in self.terms.values() for line in term.remarks()]
+
     def round(self, index: int) -> dict[str, float]:
         """One generator update (none in the head start) and the updates of critic and terms; returns what to log."""
         rollouts = self._rollouts(index, 0)
@@ -145,16 +156,16 @@ class Distillation:
     def _update_student(self, rollouts: Sequence[Rollout], index: int) -> tuple[list[Tensor], dict[str, float]]:
         """One update on the mean loss of the rollouts; the samples that it was made on, and what to log."""
         x0s: list[Tensor] = []
-        logs: dict[str, float] = {}
+        logs: list[dict[str, float]] = [{} for _ in rollouts]
 
         def losses() -> Iterator[Tensor]:
-            for rollout in rollouts:
+            for rollout, own in zip(rollouts, logs, strict=True):
                 x0 = self.model.predict_x0("generator", rollout.x_t, rollout.sigma, rollout.condition)
                 x0s.append(x0.detach())
-                yield self._loss(self._step(rollout, x0, index, logs)) / len(rollouts)
+                yield self._loss(self._step(rollout, x0, index, own)) / len(rollouts)
 
-        logs |= self.student.update(losses())
-        return x0s, logs | self._look(x0s[-1], rollouts[-1])
+        found = self.student.update(losses())
+        return x0s, mean_of(logs) | found | self._look(x0s[-1], rollouts[-1])
 
     def _step(self, rollout: Rollout, x0: Tensor, index: int, logs: dict[str, float]) -> StudentStep:
         part = (rollout.step,) if self.recipe.rollout.grad_steps == "all" else ()
@@ -283,6 +294,12 @@ def terms_of(recipe: Recipe, stage: Stage) -> dict[str, Term]:
 def first(found: Iterable[T | None]) -> T | None:
     """The first that is not None."""
     return next((one for one in found if one is not None), None)
+
+
+def mean_of(logs: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of each number over those that have it."""
+    names = dict.fromkeys(name for one in logs for name in one)
+    return {name: fmean(one[name] for one in logs if name in one) for name in names}
 
 
 def under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -130,9 +130,8 @@ def one_stage(recipe: Recipe, folder: Path, resume: Path, watch: Watch, make: Ma
         for line in unusual(recipe, facts):
             watch.say(f"warning: {line}")
     if isinstance(job.program, Distillation):
-        for term in job.program.terms.values():
-            for line in term.remarks():
-                watch.say(f"warning: {line}")
+        for line in job.program.remarks():
+            watch.say(f"warning: {line}")
     if tensors:
         job.program.load_tensors(tensors)
         tensors.clear()  # else they stay beside the weights to the end

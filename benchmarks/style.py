@@ -1,0 +1,148 @@
+"""AVDM2's style transfer (arXiv 2412.05899), shown: `python benchmarks/style.py`, about ten minutes on a core.
+
+An image model is trained on toned stills of portraits. It then judges the decoded frames of a student of the bundled
+teacher, without scores of clips and without a discriminator: the colours go over, and the clips go on moving. Writes
+`docs/style.jpg` and prints what was measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from w2svd_core.assembly import bundled_encoders, job_of, load_base, roles_of
+from w2svd_core.config import load_recipe
+from w2svd_core.data.codec import to_pixels, to_unit
+from w2svd_core.data.encoder_source import LoadedEncoders, null_condition
+from w2svd_core.data.latents import LatentSet
+from w2svd_core.data.portraits import caption, portrait_from_seed, render
+from w2svd_core.evaluation import student_way
+from w2svd_core.generation import generate
+from w2svd_core.metrics.motion import clip_motion
+from w2svd_core.pictures import contact_sheet
+from w2svd_core.settings import Recipe
+
+DOCS = Path(__file__).parents[1] / "docs"
+LUMA = torch.tensor([0.299, 0.587, 0.114])
+TINT = torch.tensor([1.15, 0.98, 0.7156])  # of luma 1
+TRAINED, HELD_OUT = range(96), range(2_000_000, 2_000_024)
+FRAMES, FPS, SIDE = 17, 8.0, 32
+IMAGE_UPDATES, STUDENT_UPDATES, HEAD_START = 150, 24, 4
+IMAGE = {
+    "model.init": "load", "model.compile": False, "student.lr": 5e-4, "student.ema": 0.0, "train.steps": IMAGE_UPDATES,
+    "train.lr_warmup": 10, "train.batch": 16, "evaluate.clips": 0,
+}  # fmt: skip
+STUDENT = {
+    "adversarial.weight": 0.0, "frame_matching.family": "wan", "frame_matching.guidance_scale": 1.0,
+    "frame_matching.updates": 3, "critic.warmup": HEAD_START, "train.steps": STUDENT_UPDATES, "train.batch": 8,
+    "student.ema": 0.0, "student.lr": 3e-4,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """Clips `b 3 f h w` in [-1, 1] of the same held-out captions: the data's through the codec, the student's."""
+
+    data: Tensor
+    before: Tensor
+    after: Tensor
+
+    def columns(self) -> dict[str, Tensor]:
+        """By what they are called in the picture."""
+        return {"clips": self.data, "student before": self.before, "after the toned image model": self.after}
+
+
+def transfer(folder: Path) -> Transfer:
+    """Train both models; the image model is written into the folder."""
+    source = bundled_encoders()
+    stills = toned(videos(TRAINED, 3, 1.0)).transpose(1, 2).flatten(0, 1).unsqueeze(2)  # three of each portrait
+    frames = data_of(source.codec.encode(stills), [seed for seed in TRAINED for _ in range(3)], source)
+    clips = data_of(source.codec.encode(videos(TRAINED, FRAMES, FPS)), TRAINED, source)
+    image = trained(load_recipe("portraits_teacher", IMAGE), frames, source, IMAGE_UPDATES)
+    image.model.backbone.save_folder(image.model.copy, folder, torch.float32)
+    recipe = load_recipe("portraits_avdm2", STUDENT | {"frame_matching.model": str(folder)})
+    return Transfer(
+        data=source.codec.decode(source.codec.encode(videos(HELD_OUT, FRAMES, FPS))),
+        before=sampled(trained(recipe, clips, source, 0), recipe, source),
+        after=sampled(trained(recipe, clips, source, HEAD_START + STUDENT_UPDATES), recipe, source),
+    )
+
+
+def toned(video: Tensor) -> Tensor:
+    """A video `b 3 f h w` in [-1, 1] in shades of brown: brightness as it was, one hue."""
+    light = ((video + 1) / 2).movedim(1, -1) @ LUMA
+    return (2 * light[..., None] * TINT - 1).clamp(-1, 1).movedim(-1, 1)
+
+
+def off_tone(video: Tensor) -> float:
+    """How far the colours are from the tone, of 1."""
+    return float((video - toned(video)).abs().mean() / 2)
+
+
+def motion(video: Tensor) -> float:
+    """Mean optical flow, px per frame at 64 px height."""
+    return float(clip_motion(to_pixels(video)).mean())
+
+
+def videos(seeds: Sequence[int], frames: int, fps: float) -> Tensor:
+    """Rendered portraits `b 3 f h w` in [-1, 1]."""
+    return torch.cat([to_unit(render(portrait_from_seed(seed), frames, SIDE, SIDE, fps)[None]) for seed in seeds])
+
+
+def data_of(latents: Tensor, seeds: Sequence[int], source: LoadedEncoders) -> LatentSet:
+    """Latents with the captions of these portraits."""
+    captions = tuple(caption(portrait_from_seed(seed)) for seed in seeds)
+    return LatentSet(latents, source.prompts.encode(captions), null_condition(source.prompts), captions)
+
+
+def trained(recipe: Recipe, data: LatentSet, source: LoadedEncoders, rounds: int) -> Any:
+    """The job of a recipe after so many rounds."""
+    family, base = load_base(recipe.model, source, recipe.seed)
+    job = job_of(recipe, roles_of(recipe, family, base), source, data)
+    for index in range(rounds):
+        job.program.round(index)
+    return job
+
+
+@torch.no_grad()
+def sampled(job: Any, recipe: Recipe, source: LoadedEncoders) -> Tensor:
+    """The student's clips of the held-out captions, `b 3 f h w` in [-1, 1]."""
+    null = null_condition(source.prompts)
+    condition = source.prompts.encode([caption(portrait_from_seed(seed)) for seed in HELD_OUT])
+    shape = source.codec.geometry.latent_shape(FRAMES, SIDE, SIDE)
+    latents = generate(job.model, student_way(recipe), condition, null, shape, list(HELD_OUT))
+    return source.codec.decode(latents)
+
+
+def sheet(found: Mapping[str, Tensor], rows: int = 4) -> NDArray[Any]:
+    """Some frames of the first clips of each column."""
+    captions = [caption(portrait_from_seed(seed)) for seed in HELD_OUT[:rows]]
+    columns = [to_pixels(video[:rows]) for video in found.values()]
+    return contact_sheet(columns, list(found), captions, frames=3)
+
+
+def main() -> None:
+    """Measure, print, draw."""
+    from PIL import Image
+
+    parser = argparse.ArgumentParser(prog="python benchmarks/style.py", description=__doc__)
+    parser.add_argument("--docs", type=Path, default=DOCS, help="where style.jpg goes; default docs")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        found = transfer(Path(folder)).columns()
+    print(f"{'':28} off the tone  motion, px/frame")
+    for name, video in found.items():
+        print(f"{name:28} {off_tone(video):12.3f}  {motion(video):16.3f}")
+    Image.fromarray(sheet(found)).save(args.docs / "style.jpg", quality=90)
+
+
+if __name__ == "__main__":
+    main()
