@@ -302,7 +302,9 @@ def claims(lines: Mapping[str, Line]) -> str:
         numbers = [with_spread(line, claim.metric) or NOT_RUN for line in ours]
         aim = f", nearer to {claim.target}" if claim.target else ", higher" if claim.higher else ", lower"
         words = [*(line.row.title for line in ours), claim.source, claim.theirs, title(claim.metric) + aim]
-        text.append("| " + " | ".join([*words, " against ".join(numbers), verdict(claim, lines)]) + " |")
+        found = verdict(claim, lines)
+        found += f" ([why]({claim.page}))" if found == DISAGREES else ""
+        text.append("| " + " | ".join([*words, " against ".join(numbers), found]) + " |")
     return "\n".join(text)
 
 

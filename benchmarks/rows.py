@@ -82,6 +82,11 @@ class Claim:
     higher: bool = False
     target: str = ""
 
+    @property
+    def page(self) -> str:
+        """Which of docs/ says what is known of ours."""
+        return "lcm.md" if self.better == "lcm" else f"{self.source.split(',')[0].lower()}.md"
+
 
 def slug(value: float) -> str:
     """0.25 as 25, 1.0 as 100."""
@@ -196,6 +201,10 @@ ROWS: tuple[Row, ...] = (
     Row("dmd2_full", "DMD2, full critic and student", STUDENTS, "portraits_dmd_full", paper="W2SVD avg .8063"),
     Row("dmd2", "DMD2, LoRA critic and student", STUDENTS, settings={"matching.alpha_weak": "0"}, paper="avg .8063"),
     Row("w2s", "W2S, alpha_weak .25, own path", STUDENTS, paper="W2SVD avg .8219, dynamic .768"),
+    Row(
+        "dmd2_125", "DMD2, LoRA critic and student, guidance 1.25 as the full ones", STUDENTS, rates="dmd2",
+        settings={"matching.alpha_weak": "0", "matching.guidance_scale": "1.25"},
+    ),
     Row("w2svd_paper", "W2SVD as its figure draws it", STUDENTS, "w2svd_paper", paper="avg .8219, dynamic .768"),
     Row("w2s_gan", "W2S with FastGen's adversarial term", STUDENTS, "portraits_gan"),
     Row("dmd2_gan", "DMD2 with its adversarial term", STUDENTS, "portraits_dmd2_gan", paper="FID 19.3, without 26.9"),

@@ -295,7 +295,7 @@ def test_what_has_not_run_says_so_and_what_has_prints_mean_spread_and_factor(
     assert "there is no recipe portraits_avdm2 yet" in page or "portraits_avdm2" in load_names()
     orders = [x for x in page.splitlines() if x.startswith("| W2S, alpha_weak .25, own path | DMD2, LoRA")]
     assert len(orders) == 1 and orders[0].endswith("| 3.00 ± 1.00 against 8.50 ± 0.500 | agrees |")
-    assert page.count("**disagrees**") == 1  # motion of alpha_weak .75
+    assert page.count("**disagrees** ([why](w2svd.md))") == page.count("**disagrees**") == 1  # motion of alpha_weak .75
     lacking = [x for x in page.splitlines() if x.startswith("| W2S, alpha_weak 0.25 | W2S, alpha_weak 0.25, ground")]
     assert len(lacking) == 1 and lacking[0].endswith("| not all seeds yet |")
     assert {path.name for path in (tmp_path / "docs" / "results").iterdir()} == {"alpha_weak.png"}
