@@ -1,8 +1,8 @@
-"""AVDM2's style transfer (arXiv 2412.05899), shown: `python benchmarks/style.py`, about ten minutes on a core.
+"""AVDM2's style transfer (arXiv 2412.05899), shown: `python benchmarks/style.py`, some minutes on a core.
 
-An image model is trained on toned stills of portraits. It then judges the decoded frames of a student of the bundled
-teacher, without scores of clips and without a discriminator: the colours go over, and the clips go on moving. Writes
-`docs/style.jpg` and prints what was measured.
+The bundled teacher is distilled into four steps, and an image model is trained on toned stills of portraits. It then
+judges the decoded frames of the student, without scores of clips and without a discriminator: the colours go over, and
+the clips go on moving. Writes `docs/style.jpg` and prints what was measured.
 """
 
 from __future__ import annotations
@@ -35,11 +35,12 @@ LUMA = torch.tensor([0.299, 0.587, 0.114])
 TINT = torch.tensor([1.15, 0.98, 0.7156])  # of luma 1
 TRAINED, HELD_OUT = range(96), range(2_000_000, 2_000_024)
 FRAMES, FPS, SIDE = 17, 8.0, 32
-IMAGE_UPDATES, STUDENT_UPDATES, HEAD_START = 150, 24, 4
+IMAGE_UPDATES, FIRST_UPDATES, STUDENT_UPDATES, HEAD_START = 150, 60, 24, 4
 IMAGE = {
     "model.init": "load", "model.compile": False, "student.lr": 5e-4, "student.ema": 0.0, "train.steps": IMAGE_UPDATES,
     "train.lr_warmup": 10, "train.batch": 16, "evaluate.clips": 0,
 }  # fmt: skip
+FIRST = {"student.lr": 3e-4, "critic.lr": 1e-3, "critic.warmup": 10, "train.steps": FIRST_UPDATES, "student.ema": 0.0}
 STUDENT = {
     "adversarial.weight": 0.0, "frame_matching.family": "wan", "frame_matching.guidance_scale": 1.0,
     "frame_matching.updates": 3, "critic.warmup": HEAD_START, "train.steps": STUDENT_UPDATES, "train.batch": 8,
@@ -52,7 +53,7 @@ class Transfer:
     """Clips `b 3 f h w` in [-1, 1] of the same held-out captions: the data's through the codec, the student's."""
 
     data: Tensor
-    before: Tensor
+    before: Tensor  # of the image model
     after: Tensor
 
     def columns(self) -> dict[str, Tensor]:
@@ -61,18 +62,20 @@ class Transfer:
 
 
 def transfer(folder: Path) -> Transfer:
-    """Train both models; the image model is written into the folder."""
+    """Train all three; the image model is written into the folder."""
     source = bundled_encoders()
     stills = toned(videos(TRAINED, 3, 1.0)).transpose(1, 2).flatten(0, 1).unsqueeze(2)  # three of each portrait
     frames = data_of(source.codec.encode(stills), [seed for seed in TRAINED for _ in range(3)], source)
     clips = data_of(source.codec.encode(videos(TRAINED, FRAMES, FPS)), TRAINED, source)
     image = trained(load_recipe("portraits_teacher", IMAGE), frames, source, IMAGE_UPDATES)
     image.model.backbone.save_folder(image.model.copy, folder, torch.float32)
+    first = load_recipe("portraits_long", FIRST)
+    student = trained(first, clips, source, first.critic.warmup + FIRST_UPDATES)
     recipe = load_recipe("portraits_avdm2", STUDENT | {"frame_matching.model": str(folder)})
     return Transfer(
         data=source.codec.decode(source.codec.encode(videos(HELD_OUT, FRAMES, FPS))),
-        before=sampled(trained(recipe, clips, source, 0), recipe, source),
-        after=sampled(trained(recipe, clips, source, HEAD_START + STUDENT_UPDATES), recipe, source),
+        before=sampled(student, first, source),
+        after=sampled(trained(recipe, clips, source, HEAD_START + STUDENT_UPDATES, student), recipe, source),
     )
 
 
@@ -103,10 +106,13 @@ def data_of(latents: Tensor, seeds: Sequence[int], source: LoadedEncoders) -> La
     return LatentSet(latents, source.prompts.encode(captions), null_condition(source.prompts), captions)
 
 
-def trained(recipe: Recipe, data: LatentSet, source: LoadedEncoders, rounds: int) -> Any:
-    """The job of a recipe after so many rounds."""
+def trained(recipe: Recipe, data: LatentSet, source: LoadedEncoders, rounds: int, start: Any = None) -> Any:
+    """The job of a recipe after so many rounds, from the student of another job."""
     family, base = load_base(recipe.model, source, recipe.seed)
-    job = job_of(recipe, roles_of(recipe, family, base), source, data)
+    job: Any = job_of(recipe, roles_of(recipe, family, base), source, data)
+    if start is not None:
+        weights = {name: p.detach().clone() for name, p in start.model.parameters("generator").items()}
+        job.program.student.begin_with(weights, {})
     for index in range(rounds):
         job.program.round(index)
     return job
