@@ -14,7 +14,7 @@ from pathlib import Path
 
 from budget import Cost, cost_of, untrained_file
 from cells import Cell, Subject, assets_version, chain, has_diverged, unusual_settings, with_files
-from rows import ABLATION, STUDENTS, Row
+from rows import STUDENTS, Row
 
 from w2svd_core.config import load_recipe, recipe_names
 from w2svd_core.errors import UserError
@@ -241,7 +241,7 @@ class Plan:
     # ---- the winner
 
     def winner(self) -> Row:
-        """The trained row from text that is best on validation.
+        """The trained row from text that is best on validation, of those that have a sweep of their own.
 
         Raises:
             NotYet: not every sweep is done.
@@ -260,7 +260,7 @@ class Plan:
 
     def may_win(self, row: Row) -> bool:
         """Whether a row takes part."""
-        return self.sweeps(row) and row.group in (STUDENTS, ABLATION) and row.recipe in recipe_names()
+        return self.sweeps(row) and row.group == STUDENTS and row.recipe in recipe_names()
 
     def sweeps(self, row: Row) -> bool:
         """Whether a row has a sweep of its own."""

@@ -103,10 +103,9 @@ TRUTH = "1"  # weight of the ground-truth term; the paper's could not be read, t
 
 
 def _ablation() -> list[Row]:
-    """All at the rates of DMD2's own sweep: the paper has one rate for all, and so have they and their own path.
+    """All at the factor of DMD2's sweep, so that alpha_weak and the source of samples are all that differs.
 
-    A sweep of the first of them liked twice as much by 1 %, and there single seeds of the others fall apart
-    (docs/w2svd.md has the figures).
+    The first of them, swept by itself, liked twice as much; docs/w2svd.md says what became of the others there.
     """
     found = []
     for truth in (False, True):

@@ -53,7 +53,7 @@ class Transfer:
     """Clips `b 3 f h w` in [-1, 1] of the same held-out captions: the data's through the codec, the student's."""
 
     data: Tensor
-    before: Tensor  # of the image model
+    before: Tensor  # the image model has judged it
     after: Tensor
 
     def columns(self) -> dict[str, Tensor]:
@@ -107,7 +107,7 @@ def data_of(latents: Tensor, seeds: Sequence[int], source: LoadedEncoders) -> La
 
 
 def trained(recipe: Recipe, data: LatentSet, source: LoadedEncoders, rounds: int, start: Any = None) -> Any:
-    """The job of a recipe after so many rounds, from the student of another job."""
+    """The job of a recipe after so many rounds; where `start` is a job, it begins with the student of that one."""
     family, base = load_base(recipe.model, source, recipe.seed)
     job: Any = job_of(recipe, roles_of(recipe, family, base), source, data)
     if start is not None:

@@ -72,6 +72,8 @@ def test_a_pass_ends_where_the_last_tap_is_read() -> None:
     ran.clear()
     model(tokens)
     assert ran == [0, 1, 2, 3, 4]  # and leaves nothing behind
+    first, second = Taps(blocks, (0.2, 0.6)).of(lambda: blocks[2](blocks[0](blocks[3](tokens))))  # in another order
+    assert first.shape == second.shape == tokens.shape
 
 
 def weights(program: Distillation) -> dict[str, Tensor]:

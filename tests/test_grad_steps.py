@@ -67,7 +67,8 @@ def test_all_steps_are_logged_by_their_mean(new_program: Programs, new_recipe: R
 def test_noised_clips_of_the_last_step_alone_are_remarked_on(new_program: Programs, new_recipe: Recipes) -> None:
     odd = new_program(new_recipe({"rollout.grad_steps": "last", "rollout.source": "noised_data"})).remarks()
     assert len(odd) == 1 and f"noise level {0.625:g} alone" in odd[0]
-    for settings in ({"rollout.grad_steps": "last"}, {"rollout.source": "noised_data"}):
+    one = {"rollout.grad_steps": "last", "rollout.source": "noised_data", "student.sigmas": (1.0, 0.0)}
+    for settings in ({"rollout.grad_steps": "last"}, {"rollout.source": "noised_data"}, one):
         assert new_program(new_recipe(settings)).remarks() == []
 
 

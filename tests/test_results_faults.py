@@ -85,6 +85,11 @@ def test_a_start_without_a_checkpoint_is_trained_again(bench: Any, tmp_path: Pat
     assert workers.next_job([cell], set()) is cell.subject
 
 
+def test_every_claim_has_a_page(bench: Any) -> None:
+    docs = Path(__file__).parents[1] / "docs"
+    assert all((docs / claim.page).is_file() for claim in bench.rows.CLAIMS)
+
+
 def test_a_winner_that_is_named_is_planned_with_what_decides_it(bench: Any, tmp_path: Path, costs: Any) -> None:
     for name, sweeps in (("dfd_w2s", {"w2s", "dfd_w2s"}), ("w2s_25", {"dmd2"}), ("dmd2_ill", set())):
         plan = plan_of(bench, tmp_path, costs, seeds=(0,), winner=name)

@@ -38,4 +38,4 @@ def test_a_toned_image_model_tones_the_student_and_leaves_it_its_motion(style: A
     found = style.transfer(tmp_path)
     assert style.off_tone(found.after) < 0.7 * style.off_tone(found.before)
     data, before, after = (style.motion(video) for video in found.columns().values())
-    assert 0.85 * before < after < 1.3 * data, (data, before, after)
+    assert max(0.85 * before, 0.7 * data) < after < 1.3 * data, (data, before, after)

@@ -86,10 +86,10 @@ class Distillation:
     def remarks(self) -> list[str]:
         """What is allowed, and rarely meant."""
         r, own = self.recipe.rollout, []
-        if r.source == "noised_data" and r.grad_steps == "last":
+        if r.source == "noised_data" and r.grad_steps == "last" and len(self.sigmas) > 2:
             own = [
                 f"rollout.grad_steps last with noised_data trains the student at noise level {self.sigmas[-2]:g} "
-                "alone, and no other step of its path is ever asked; use random or all"
+                "alone, and no other step of its path is ever asked; use backward_simulation, or random or all"
             ]
         return own + [line for term in self.terms.values() for line in term.remarks()]
 

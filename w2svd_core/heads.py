@@ -42,8 +42,9 @@ class Taps:
 
             return hook
 
-        def end(_block: nn.Module, _inputs: Any) -> None:  # at the next one's door: a checkpointed block ends whole
-            raise _Read
+        def end(_block: nn.Module, _inputs: Any) -> None:  # the next one: a checkpointed block has to run to its end
+            if len(found) == len(self.blocks):
+                raise _Read
 
         hooks = [block.register_forward_hook(keep(place)) for place, block in enumerate(self.blocks)]
         if self.beyond is not None:

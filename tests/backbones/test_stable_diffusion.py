@@ -16,9 +16,14 @@ from torch import Tensor
 from w2svd_core.backbones import backbone
 from w2svd_core.errors import UserError
 from w2svd_core.lora_files import base_hash
+from w2svd_core.settings import Model
 
 SIZES: dict[str, Any] = {"block_out_channels": (32, 32, 64, 64), "cross_attention_dim": 24}
 WHOLE = "model.diffusion_model."
+XL = {  # labels, and no attention in its first level
+    "label_emb.0.0.weight": torch.zeros(4, 4), "input_blocks.1.1.proj_in.weight": None,
+    "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight": None,
+}  # fmt: skip
 TOP = {
     "time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2", "conv_in": "input_blocks.0.0",
     "conv_norm_out": "out.0", "conv_out": "out.2", "mid_block.resnets.0": "middle_block.0",
@@ -81,11 +86,11 @@ def test_a_shared_file_is_the_model(prefix: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"label_emb.0.0.weight": torch.zeros(4, 4)}, "no image model of Stable Diffusion 1.5's form"),  # XL
+        (XL, "no image model of Stable Diffusion 1.5's form"),
         ({"input_blocks.1.1.proj_in.weight": torch.zeros(32, 32)}, "no image model of Stable"),  # 2
         ({"input_blocks.0.0.weight": torch.zeros(32, 9, 3, 3)}, "no image model of Stable"),  # inpainting
         ({"input_blocks.7.1.proj_in.weight": None}, "copy it again"),
-        ({"out.2.weight": None}, "does not hold a whole"),
+        ({"out.2.weight": None}, "no whole out.2.weight"),
     ],
 )
 def test_other_models_and_broken_files_are_told(change: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -94,11 +99,26 @@ def test_other_models_and_broken_files_are_told(change: dict[str, Any], message:
     save_file({name: weight for name, weight in state.items() if weight is not None}, path)
     with pytest.raises(UserError, match=message):
         backbone("image_unet").load(path, torch.float32)
+    if "copy" not in message:  # its sizes can be read
+        with pytest.raises(UserError, match=message):
+            backbone("image_unet").encoder_source(Model(path=str(path), family="image_unet"), torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("marks", "header"), [({"v_pred": torch.tensor([])}, {}), ({}, {"modelspec.prediction_type": "v"})]
+)
+def test_a_model_that_says_it_predicts_a_velocity_is_refused(
+    marks: dict[str, Tensor], header: dict[str, str], tmp_path: Path
+) -> None:
+    path = tmp_path / "velocity.safetensors"
+    save_file({**shared_state(), **marks}, path, header)
+    with pytest.raises(UserError, match="does not predict the noise"):
+        backbone("image_unet").load(path, torch.float32)
+    save_file(shared_state(), path, {"modelspec.prediction_type": "epsilon"})
+    backbone("image_unet").load(path, torch.float32)
 
 
 def test_its_encoders_are_looked_for_beside_it(tmp_path: Path) -> None:
-    from w2svd_core.settings import Model
-
     path = tmp_path / "style.safetensors"
     save_file(shared_state(), path)
     settings = Model(path=str(path), family="image_unet")

@@ -167,7 +167,7 @@ class Backbone(Protocol):
         ...
 
     def blocks(self, model: nn.Module) -> Iterable[nn.Module]:
-        """The repeated blocks, which make nearly all of the work."""
+        """The repeated blocks, which make nearly all of the work, in the order in which they run."""
         ...
 
     def predict(self, model: nn.Module, x_t: Tensor, sigma: Tensor, condition: Condition) -> Tensor:

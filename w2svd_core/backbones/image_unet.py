@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..flow import Timesteps
 from .base import Architecture
-from .stable_diffusion import is_stable_diffusion, names_in, sizes_of
+from .stable_diffusion import is_stable_diffusion, names_in, refuse_velocity, sizes_of
 from .unet import UNetBackbone
 from .weights import Header, Shapes
 
@@ -19,6 +19,7 @@ class ImageUNet(UNetBackbone):
 
     name = "image_unet"
     class_name = "UNet2DConditionModel"
+    files = "a file of Stable Diffusion 1.5's form or one that this project wrote"
     timesteps = Timesteps("scaled_linear")
 
     def sizes(self, architecture: Architecture) -> dict[str, Any]:
@@ -30,7 +31,10 @@ class ImageUNet(UNetBackbone):
         }
 
     def config_in(self, shapes: Shapes, header: Header, path: Path) -> dict[str, Any]:
-        return sizes_of(shapes, path) if is_stable_diffusion(shapes) else super().config_in(shapes, header, path)
+        if not is_stable_diffusion(shapes):
+            return super().config_in(shapes, header, path)
+        refuse_velocity(shapes, header, path)
+        return sizes_of(shapes, path)
 
     def names_in(self, shapes: Shapes, config: dict[str, Any]) -> dict[str, str]:
         return names_in(shapes, config) if is_stable_diffusion(shapes) else super().names_in(shapes, config)

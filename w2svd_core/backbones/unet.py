@@ -42,6 +42,7 @@ class UNetBackbone(ABC):
 
     name: str
     class_name: str
+    files = "a file that this project wrote"  # those that are read, for messages
     frame_by_frame = True
     timesteps: Timesteps
     lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
@@ -74,8 +75,8 @@ class UNetBackbone(ABC):
     def load(self, path: Path, dtype: torch.dtype) -> nn.Module:
         if not path.exists():
             raise UserError(
-                f"{path} is not there; it takes a diffusers folder of a {self.class_name} or a file that this project "
-                f"wrote (recipe portraits_image_unet or portraits_motion_unet makes one)"
+                f"{path} is not there; it takes a diffusers folder of a {self.class_name} or {self.files} (recipe "
+                "portraits_image_unet or portraits_motion_unet makes one)"
             )
         return self.load_folder(path, dtype) if path.is_dir() else self._load_file(path, dtype)
 
@@ -124,13 +125,12 @@ class UNetBackbone(ABC):
         config = read_json(header.get("config", "{}"), f"the config in the header of {path}")
         if config.pop("_class_name", "") != self.class_name:
             raise UserError(
-                f"{path} does not say that it holds a {self.class_name}; name its diffusers folder, or a file that "
-                "this project wrote"
+                f"{path} does not say that it holds a {self.class_name}; name its diffusers folder, or {self.files}"
             )
         return config
 
     def names_in(self, shapes: Shapes, config: dict[str, Any]) -> dict[str, str]:
-        """The file's name of each weight, by diffusers'."""
+        """The file's name of each weight, by diffusers'; a file of ours has them all, and no other."""
         return {name: name for name in shapes}
 
     def _check_schedule(self, place: Path) -> None:

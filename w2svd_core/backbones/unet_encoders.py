@@ -123,5 +123,8 @@ class StableDiffusionSource:
         inside = base.parent if base.name == "unet" or base.is_file() else base
         place = Path(named) if named else inside / part
         if not place.is_dir():
-            raise UserError(f"{place} is no folder; name the model's {part.replace('_', ' ')} in model.{part}")
+            raise UserError(
+                f"{place} is no folder; put diffusers' folder of the {part.replace('_', ' ')} there, or, for the model "
+                f"that is trained, name it in model.{part}"
+            )
         return place
