@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from w2svd_core.condition import GUIDANCE, Condition
 from w2svd_core.files import write_safetensors
+from w2svd_core.heads import Taps
 from w2svd_core.lora_algebra import merge_files
 from w2svd_core.lora_files import base_hash, native_tensors, read_lora, write_lora
 
@@ -66,6 +67,32 @@ def test_one_file_is_one_model_in_both(kind: Kind, tmp_path: Path) -> None:
 @kinds
 def test_a_lora_of_either_acts_in_both(kind: Kind, tmp_path: Path) -> None:
     one_lora(kind, *twins(kind, tmp_path), *conditions(kind), tmp_path)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@kinds
+def test_a_discriminators_pass_may_end_after_the_double_blocks(kind: Kind, checkpointing: bool, tmp_path: Path) -> None:
+    """Features and gradient of the whole pass, and a MODEL that answers as before."""
+    _, patcher = twins(kind, tmp_path)
+    _, condition = conditions(kind)
+    x_t = kind.points().requires_grad_()
+    with native_roles(patcher, checkpointing=checkpointing) as shared:
+        shaken_adapters(shared)
+        blocks = list(shared.backbone.blocks(shared.base))
+        short, whole = Taps(blocks, (0.5,)), Taps(blocks, (0.5, 1.0))
+        assert short.blocks == [shared.base.native.double_blocks[-1]] and short.beyond is not None
+
+        def call() -> Tensor:
+            return shared.predict("fake", x_t, SIGMA, condition)
+
+        with torch.no_grad():
+            before = call()
+        found = [taps.of(call)[0] for taps in (short, whole)]
+        assert torch.equal(*found)
+        one, other = (torch.autograd.grad(features.square().sum(), x_t)[0] for features in found)
+        assert one.any() and torch.equal(one, other)
+        with torch.no_grad():
+            assert torch.equal(call(), before)
 
 
 def one_model(kind: Kind, model: nn.Module, patcher: Any, ours: Condition, theirs: Condition) -> None:
