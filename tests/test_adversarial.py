@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from kind import Programs, Recipes
 from torch import Tensor
 
+from w2svd_core.backbones.held_frame import free_after_first
 from w2svd_core.condition import Condition
 from w2svd_core.distillation import Distillation
 from w2svd_core.heads import Heads, Taps
@@ -165,8 +167,11 @@ def test_a_loss_that_has_not_set_in_yet_leaves_the_student_alone(new_program: Pr
     assert not all(torch.equal(second[name], weight) for name, weight in weights(program).items() if name in student)
 
 
-def test_sign_the_student_goes_where_the_discriminator_sees_clips(new_program: Programs, new_recipe: Recipes) -> None:
-    program = new_program(new_recipe(ON), fresh=False)
+@pytest.mark.parametrize("form", ["softplus", "hinge"])
+def test_sign_the_student_goes_where_the_discriminator_sees_clips(
+    new_program: Programs, new_recipe: Recipes, form: Any
+) -> None:
+    program = new_program(new_recipe(ON | {"adversarial.form": form}), fresh=False)
     term = program.terms["adversarial"]
     (rollout,) = program._rollouts(1, 0)
     x0 = program._student_x0(rollout)
@@ -180,9 +185,27 @@ def test_sign_the_student_goes_where_the_discriminator_sees_clips(new_program: P
 
     def value(sample: Tensor) -> float:
         noised = program.process.noise(sample, step.eps, step.sigma)
-        return float(generator_loss(term._logits(term._features(noised, step.sigma, rollout.condition)).detach()))
+        return float(generator_loss(term._logits(term._features(noised, step.sigma, rollout.condition)).detach(), form))
 
     assert value(x0 - 20.0 * moved.grad) < value(x0)
+
+
+def test_frames_that_are_given_get_no_gradient(new_program: Programs, new_recipe: Recipes) -> None:
+    program = new_program(new_recipe(ON), fresh=False)
+    term = program.terms["adversarial"]
+    for head in term.heads.taps:
+        torch.nn.init.normal_(head[-1].weight, generator=torch.Generator().manual_seed(0))
+    (rollout,) = program._rollouts(1, 0)
+    found = []
+    for held in (False, True):
+        x0 = program._student_x0(rollout).requires_grad_()
+        step = program._step(rollout, x0, 1, {})
+        term.loss(replace(step, free=free_after_first(x0)) if held else step).backward()
+        assert x0.grad is not None
+        found.append(x0.grad)
+    whole, held_back = found
+    assert whole[:, :, :1].any() and not held_back[:, :, :1].any()
+    assert torch.equal(held_back[:, :, 1:], whole[:, :, 1:])
 
 
 @pytest.mark.parametrize("matched", [1.0, 0.0])
