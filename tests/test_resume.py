@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from w2svd_core.config import recipe_to_yaml
 from w2svd_core.errors import UserError
 from w2svd_core.run import KEPT_CHECKPOINTS, RunFolder
 from w2svd_core.settings import Train
+from w2svd_core.train import main
 from w2svd_core.trainer import Interrupted, Program, train
 
 CASES: list[dict[str, Any]] = [
@@ -264,3 +267,36 @@ def test_a_checkpoint_of_another_image_model_is_refused(tmp_path: Path, new_reci
         else:
             with pytest.raises(UserError, match=r"with another image model than frame_matching\.model holds now"):
                 run.latest_checkpoint()
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from w2svd_core.run import RunFolder
+with RunFolder(Path(sys.argv[1])).held():
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_run_is_one_process_at_a_time_and_free_when_that_dies(tmp_path: Path, new_recipe: Recipes) -> None:
+    run = RunFolder.create(new_recipe(), tmp_path / "run")
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(run.path)], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None and other.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match="another process trains in"), run.held():
+            pass
+        other.kill()
+    with run.held():
+        pass
+    with run.held():
+        pass
+
+
+def test_a_second_training_of_the_same_run_is_told(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    small = ["--train.steps", "1", "--train.batch", "2", "--data.clips", "16", "--evaluate.clips", "0"]
+    small += ["--critic.warmup", "0", "--critic.updates", "1", "--train.tracker", "none", "--student.rank", "4"]
+    assert main(["portraits", *small, "--critic.rank", "4", "--out", str(run)]) == 0
+    with RunFolder.open(run).held(), pytest.raises(UserError, match="another process trains in"):
+        main(["--resume", str(run)])
+    assert main(["--resume", str(run)]) == 0

@@ -120,6 +120,12 @@ def one_stage(recipe: Recipe, folder: Path, resume: Path, watch: Watch, make: Ma
     job = make(with_trained_teacher(recipe, folder), accelerator, watch)
     before = base_hash(job.model.base_state())
     run = RunFolder.open(folder) if RunFolder.is_one(folder) else RunFolder.create(recipe, folder)
+    with run.held() if accelerator.is_main_process else contextlib.nullcontext():
+        return trained(run, job, before, accelerator, resume, watch)
+
+
+def trained(run: RunFolder, job: Job, before: str, accelerator: Any, resume: Path, watch: Watch) -> int:
+    """Train from the newest checkpoint on, and hand out; `before` is the hash of the frozen base."""
     recipe = run.recipe()
     run.made_of = {"recipe": recipe_to_yaml(recipe), "base": before, "data": job.data.fingerprint()} | other_models(job)
     start, tensors = run.latest_checkpoint()

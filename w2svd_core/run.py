@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from torch import Tensor
@@ -102,6 +102,26 @@ class RunFolder:
         if not RunFolder.is_one(path):
             raise UserError(f"{path} is not a run folder (it has no recipe.yaml); name the folder that a training made")
         return RunFolder(path)
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """The run for this process alone; a process that dies lets go of it.
+
+        Raises:
+            UserError: another one trains in it.
+        """
+        from filelock import FileLock, Timeout
+
+        lock = FileLock(self.path / "training.lock", timeout=0)
+        try:
+            with contextlib.suppress(NotImplementedError):  # a file system without locks
+                lock.acquire()
+        except Timeout as error:
+            raise UserError(f"another process trains in {self.path}; wait until it ends, or stop it") from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     def recipe(self) -> Recipe:
         """The resolved recipe of the run."""
