@@ -42,10 +42,9 @@ IMAGE = {
 }  # fmt: skip
 FIRST = {"student.lr": 3e-4, "critic.lr": 1e-3, "critic.warmup": 10, "train.steps": FIRST_UPDATES, "student.ema": 0.0}
 STUDENT = {
-    "frame_matching.lr": 5e-4,
     "adversarial.weight": 0.0, "frame_matching.family": "wan", "frame_matching.guidance_scale": 1.0,
-    "frame_matching.updates": 3, "critic.warmup": HEAD_START, "train.steps": STUDENT_UPDATES, "train.batch": 8,
-    "student.ema": 0.0, "student.lr": 3e-4,
+    "frame_matching.updates": 3, "frame_matching.lr": 5e-4, "critic.warmup": HEAD_START,
+    "train.steps": STUDENT_UPDATES, "train.batch": 8, "student.ema": 0.0, "student.lr": 3e-4,
 }  # fmt: skip
 
 

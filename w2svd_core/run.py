@@ -107,17 +107,23 @@ class RunFolder:
     def held(self) -> Iterator[None]:
         """The run for this process alone; a process that dies lets go of it.
 
+        A file system without locks holds nothing, or has a mark in their place that a killed process leaves behind.
+
         Raises:
             UserError: another one trains in it.
         """
         from filelock import FileLock, Timeout
 
-        lock = FileLock(self.path / "training.lock", timeout=0)
+        place = self.path / "training.lock"
+        lock = FileLock(place, timeout=0)
         try:
-            with contextlib.suppress(NotImplementedError):  # a file system without locks
-                lock.acquire()
+            lock.acquire()
         except Timeout as error:
-            raise UserError(f"another process trains in {self.path}; wait until it ends, or stop it") from error
+            raise UserError(
+                f"another process trains in {self.path}; wait until it ends, or stop it, or delete {place} if none does"
+            ) from error
+        except (OSError, NotImplementedError):
+            pass  # no locks here; what else may be wrong with the folder, its first file tells
         try:
             yield
         finally:
