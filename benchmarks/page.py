@@ -98,8 +98,9 @@ def heading(plan: Plan, lines: Mapping[str, Line], about: str, command: str) -> 
         f"Before that, trained rows had their rates multiplied by {', '.join(f'{f:g}' for f in o.sweep)}"
         f"{further if len(o.sweep) > 1 else ''} (the first seed, {part} of the budget, {o.sweep_clips} "
         f"validation portraits from seed {VALIDATION} on); the factor with the least video Fréchet distance there was "
-        "taken for all seeds. The rows of the ablation and `dmd2_125` have DMD2's factor; the sick row, its cure and "
-        "the cure's control have rates of their own."
+        "taken for all seeds. Variants take the factor of their method and don't compete for the winner: the ablation "
+        "and `dmd2_125` that of `dmd2`, `dfd_w2s_score` that of `dfd_w2s`, AVDM2's other two that of `avdm2`. The sick "
+        "row, its cure and the cure's control have rates of their own."
         if o.sweep
         else "Rates are the recipes' own; no sweep was made."
     )

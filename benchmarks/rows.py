@@ -36,7 +36,7 @@ class Row:
         unit: the recipe whose own training is a budget of 1.
         teacher, image: the rows whose models take the places of `model.path` and `frame_matching.model`.
         start: the row whose student and critic this one starts from.
-        rates: the row whose sweep of rates counts for this one, too; "" = its own.
+        rates: the row whose sweep of rates counts for this one, too, a variant of the same method; "" = its own.
         swept: False leaves its rates as they are.
         share: of the budget that this row's own training gets.
         start_share: of the budget that `start` gets; None = the rest. With more the row has more FLOPs than others, as
@@ -209,7 +209,7 @@ ROWS: tuple[Row, ...] = (
     Row("dmd2_gan", "DMD2 with its adversarial term", STUDENTS, "portraits_dmd2_gan", paper="FID 19.3, without 26.9"),
     Row("dfd_w2s", "DFD after W2S", STUDENTS, **DFD, start="w2s"),
     Row(
-        "dfd_w2s_score", "DFD after W2S, in score space", STUDENTS,
+        "dfd_w2s_score", "DFD after W2S, in score space", STUDENTS, rates="dfd_w2s",
         settings={"data_forcing.space": "score"}, **DFD, start="w2s",
     ),
     Row("dmd2_ill", "DMD2 made ill: guidance 5, one update of a slow critic", STUDENTS, settings=ILL, swept=False),
@@ -222,11 +222,11 @@ ROWS: tuple[Row, ...] = (
     Row("avdm2", "AVDM2, frames decoded and judged by the teacher", STUDENTS, "portraits_avdm2"),
     Row(
         "avdm2_latent", "AVDM2, the first latent frame judged by the teacher", STUDENTS, "portraits_avdm2",
-        settings={"frame_matching.way": "latent"},
+        rates="avdm2", settings={"frame_matching.way": "latent"},
     ),
     Row(
         "avdm2_image", "AVDM2, frames decoded and judged by an image UNet", STUDENTS, "portraits_avdm2",
-        image="image_unet",
+        rates="avdm2", image="image_unet",
     ),
     *_ablation(),
     *_winners(),

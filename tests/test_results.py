@@ -248,6 +248,9 @@ def test_rows_of_the_ablation_share_the_rates_of_dmd2(bench: Any, tmp_path: Path
     assert plan.of(other).test[0].subject.recipe.student.lr == plan.of(first).test[0].subject.recipe.student.lr
     assert plan.of(other).test[0].subject.recipe.matching.alpha_weak == 0.75
     assert not plan.may_win(other) and plan.may_win(first)
+    shared = {row.name: row.rates for row in bench.rows.ROWS if row.rates and row.group == bench.rows.STUDENTS}
+    avdm2 = {"avdm2_latent": "avdm2", "avdm2_image": "avdm2"}
+    assert shared == {"dmd2_125": "dmd2", "dfd_w2s_score": "dfd_w2s"} | avdm2
 
 
 def test_the_winner_is_of_validation_and_in_its_own_steps_the_same_cell(bench: Any, tmp_path: Path, costs: Any) -> None:
