@@ -274,8 +274,11 @@ def test_a_checkpoint_of_another_image_model_is_refused(tmp_path: Path, new_reci
 HOLDER = """
 import sys, time
 from pathlib import Path
+from w2svd_core.files import atomic_write
 from w2svd_core.run import RunFolder
-with RunFolder(Path(sys.argv[1])).held():
+
+place = Path(sys.argv[1])
+with RunFolder(place).held(), atomic_write(place / "checkpoints" / "000002.safetensors"):
     print("held", flush=True)
     time.sleep(600)
 """
@@ -283,15 +286,17 @@ with RunFolder(Path(sys.argv[1])).held():
 
 def test_a_run_is_one_process_at_a_time_and_free_when_that_dies(tmp_path: Path, new_recipe: Recipes) -> None:
     run = RunFolder.create(new_recipe(), tmp_path / "run")
+    run.save_checkpoint(1, lambda: {"a": torch.zeros(1)})
     with subprocess.Popen([sys.executable, "-c", HOLDER, str(run.path)], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None and other.stdout.readline() == "held\n"
         with pytest.raises(UserError, match=r"another process trains in .* or delete .*training\.lock"), run.held():
             pass
         other.kill()
-    with run.held():
-        pass
-    with run.held():
-        pass
+    files = run.path / "checkpoints"
+    assert len(list(files.iterdir())) == 2  # one is whole, the other one the killed process began
+    for _ in range(2):
+        with run.held():
+            assert [file.name for file in files.iterdir()] == ["000001.safetensors"]
 
 
 def test_a_file_system_without_locks_takes_a_run(

@@ -105,7 +105,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """The run for this process alone; a process that dies lets go of it.
+        """The run for this process alone; a process that dies lets go of it, and what it left half written is deleted.
 
         A file system without locks holds nothing, or has a mark in their place that a killed process leaves behind.
 
@@ -118,6 +118,8 @@ class RunFolder:
         lock = FileLock(place, timeout=0)
         try:
             lock.acquire()
+            for half in (self.path / "checkpoints").glob(".*-*.safetensors"):  # `atomic_write`'s, as large as a model
+                half.unlink(missing_ok=True)
         except Timeout as error:
             raise UserError(
                 f"another process trains in {self.path}; wait until it ends, or stop it, or delete {place} if none does"
