@@ -1,21 +1,16 @@
-"""Which steps of the student's path an update supervises, what a critic of its own is, and a start from another run."""
+"""Which steps of the student's path an update supervises, and what a critic of its own is."""
 
 from __future__ import annotations
 
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 import torch
 from kind import Programs, Recipes
 from torch import Tensor
 
-from w2svd_core import train
 from w2svd_core.distillation import Distillation
 from w2svd_core.errors import UserError
-from w2svd_core.lora_files import base_hash
-from w2svd_core.run import RunFolder
-from w2svd_core.starting import start_from
 
 
 def gradients(program: Distillation, index: int) -> dict[str, Tensor]:
@@ -112,50 +107,3 @@ def test_without_matching_there_must_be_another_loss(new_program: Programs, new_
     settings = {"matching.weight": 0.0, "rollout.source": "noised_data"}
     with pytest.raises(UserError, match="nothing to learn from"):
         new_program(new_recipe(settings))
-
-
-def small(out: Path, *more: str) -> list[str]:
-    return [
-        "portraits", "--train.steps", "2", "--train.batch", "2", "--data.clips", "64", "--evaluate.clips", "0",
-        "--critic.warmup", "1", "--critic.updates", "1", "--student.rank", "4", "--critic.rank", "4",
-        "--train.tracker", "none", "--out", str(out), *more,
-    ]  # fmt: skip
-
-
-def test_a_run_starts_from_the_student_and_critic_of_another(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    first, second = tmp_path / "first", tmp_path / "second"
-    assert train.main(small(first, "--student.ema", ".5")) == 0
-    capsys.readouterr()
-    still = ("--train.steps", "1", "--student.lr", "0", "--critic.lr", "0", "--student.ema", ".5")
-    assert train.main(small(second, "--from", str(first), *still)) == 0
-    assert "starting from the student and critic of" in capsys.readouterr().err
-    before, after = (RunFolder.open(place).newest_checkpoint() for place in (first, second))
-    from w2svd_core.files import read_safetensors
-
-    assert before is not None and after is not None
-    old, new = read_safetensors(before)[0], read_safetensors(after)[0]
-    same = [name for name in old if "/weight/" in name]
-    assert same and all(torch.equal(old[name], new[name]) for name in same)
-    assert old["student/count"].tolist() == [2, 0, 2] and new["student/count"].tolist() == [1, 0, 3]
-    with pytest.raises(UserError, match="no critic of this kind and rank"):
-        train.main(small(tmp_path / "third", "--start", str(first), "--critic.rank", "8"))
-    lcm = ("--method", "consistency", "--student.sampler", "renoise")
-    assert train.main(small(tmp_path / "lcm", *lcm)) == 0
-    with pytest.raises(UserError, match=r"trained no critic; name the LoRA file of its student in student\.init"):
-        train.main(small(tmp_path / "fifth", "--start", str(tmp_path / "lcm")))
-    with pytest.raises(UserError, match="not a run folder"):
-        train.main(small(tmp_path / "fourth", "--from", str(tmp_path)))
-
-
-def test_a_start_on_another_base_is_refused(new_program: Programs, new_recipe: Recipes, tmp_path: Path) -> None:
-    recipe = new_recipe()
-    program = new_program(recipe)
-    run = RunFolder.create(recipe, tmp_path / "run")
-    with pytest.raises(UserError, match="no checkpoint yet"):
-        start_from(program, str(run.path), "x")
-    run.made_of = {"base": "of another", "data": "", "recipe": ""}
-    run.save_checkpoint(1, program.tensors)
-    with pytest.raises(UserError, match="another base"):
-        start_from(program, str(run.path), base_hash(program.model.base_state()))

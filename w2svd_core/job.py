@@ -13,6 +13,7 @@ import torch
 
 from .assembly import Job, assemble
 from .backbones.base import Facts
+from .backbones.published import told_by_name
 from .config import recipe_to_yaml
 from .data.codec import Video, decode_pixels
 from .data.latents import Progress
@@ -42,7 +43,7 @@ from .roles import swapped_in
 from .run import RunFolder
 from .settings import Recipe
 from .stages import FIRST, first_stage, is_trained, with_trained_teacher
-from .starting import start_from
+from .starting import other_steps, start_from, with_its_teacher
 from .students import save_student
 from .trainer import Interrupted, train
 from .watch import Terminal, Watch
@@ -98,6 +99,8 @@ def carry_out(recipe: Recipe, folder: Path, watch: Watch | None = None, make: Ma
         UserError: something in the recipe, the data or the disk does not serve.
     """
     watch = watch or Terminal()
+    if not RunFolder(folder).newest_checkpoint():
+        recipe = with_its_teacher(recipe)
     first = folder / FIRST
     if recipe.first and not is_trained(folder):
         fine = RunFolder.open(first).recipe() if RunFolder.is_one(first) else first_stage(recipe)
@@ -119,6 +122,10 @@ def one_stage(recipe: Recipe, folder: Path, resume: Path, watch: Watch, make: Ma
         check_own_clips(recipe)
     job = make(with_trained_teacher(recipe, folder), accelerator, watch)
     before = base_hash(job.model.base_state())
+    if recipe.start and isinstance(job.program, Distillation) and not RunFolder(folder).newest_checkpoint():
+        watch.say(f"starting from {start_from(job.program, recipe.start, before)}")  # refused before there is a run
+        for line in other_steps(recipe):
+            watch.say(f"warning: {line}")
     run = RunFolder.open(folder) if RunFolder.is_one(folder) else RunFolder.create(recipe, folder)
     with run.held() if accelerator.is_main_process else contextlib.nullcontext():
         return trained(run, job, before, accelerator, resume, watch)
@@ -142,8 +149,6 @@ def trained(run: RunFolder, job: Job, before: str, accelerator: Any, resume: Pat
         job.program.load_tensors(tensors)
         tensors.clear()  # else they stay beside the weights to the end
         watch.say(f"going on after step {start} of {job.program.rounds}")
-    elif recipe.start and isinstance(job.program, Distillation):
-        watch.say(f"starting from {start_from(job.program, recipe.start, before)}")
     try:
         guard = QualityGuard(recipe, run, job, start, watch) if recipe.guard.every else None
         if guard is None or not guard.enough:  # a run that it has ended stays so
@@ -174,7 +179,7 @@ def other_models(job: Job) -> dict[str, str]:
 
 def unusual(recipe: Recipe, facts: Facts) -> list[str]:
     """Where a recipe asks a published model for what it is not made for."""
-    found = []
+    found = [line for line in [told_by_name(recipe.model.path)] if line]
     if facts.guidance_scale == 1 < recipe.matching.guidance_scale:
         found.append(
             f"matching.guidance_scale is {recipe.matching.guidance_scale:g}, and {facts.name} is guided as it is; 1 "

@@ -12,7 +12,46 @@ from .errors import UserError
 from .files import read_safetensors
 from .guard import take_best
 from .learner import Learner, average_age
-from .run import RunFolder
+from .options import show, value_of
+from .run import RunFolder, anchored
+from .settings import Recipe
+from .stages import with_trained_teacher
+
+WALKED = ("student.sigmas", "student.sampler", "embedded.student")  # how a student is asked for its steps
+
+
+def with_its_teacher(recipe: Recipe) -> Recipe:
+    """The recipe with the fine-tuned teacher of the run that it starts from, if that is of two stages.
+
+    Raises:
+        UserError: there is no such run, it has not trained yet, or has another teacher than this recipe's first stage
+            would make.
+    """
+    if not recipe.start:
+        return recipe
+    run = RunFolder.open(Path(recipe.start))
+    _newest(run)
+    theirs, own = run.recipe(), anchored(recipe)
+    if theirs.first and (theirs.model.path, theirs.model.loras) == (own.model.path, own.model.loras):
+        return with_trained_teacher(own.model_copy(update={"first": theirs.first}), run.path)
+    if recipe.first:
+        raise UserError(
+            f"first {recipe.first} would make another teacher than start {recipe.start} was distilled from; clear "
+            "first, or start"
+        )
+    return recipe
+
+
+def other_steps(recipe: Recipe) -> list[str]:
+    """Where a student goes on in other steps than the run that it starts from had, a sentence each."""
+    theirs = RunFolder.open(Path(recipe.start)).recipe()
+    both = [(key, value_of(theirs, key), value_of(recipe, key)) for key in WALKED]
+    return [
+        f"{key} is {show(now)}, and the student of start {recipe.start} knows {show(then)}; set it to that, or train "
+        "as long as for a new one"
+        for key, then, now in both
+        if then != now
+    ]
 
 
 def start_from(program: Distillation, place: str, base: str) -> str:
@@ -34,10 +73,10 @@ def start_from(program: Distillation, place: str, base: str) -> str:
     """
     run = RunFolder.open(Path(place))
     if run.origin().get("base", base) != base:
-        raise UserError(f"start {place} was trained on another base than model.path; start from a run of this model")
-    checkpoint = run.newest_checkpoint()
-    if checkpoint is None:
-        raise UserError(f"start {place} has no checkpoint yet; let it train, or leave start empty")
+        raise UserError(
+            f"start {place} was trained on another base than model.path with model.loras; set both as they are there"
+        )
+    checkpoint = _newest(run)
     tensors, _ = read_safetensors(checkpoint)
     for name, learner in program.learners().items():
         if name in ("student", "critic"):
@@ -48,6 +87,13 @@ def start_from(program: Distillation, place: str, base: str) -> str:
     last = int(checkpoint.stem)
     apart = "" if best.step == last else f" of round {last} (critic.warmup gives it time to fit)"
     return f"the student of round {best.step}, the best look, and critic{apart} of {place}"
+
+
+def _newest(run: RunFolder) -> Path:
+    checkpoint = run.newest_checkpoint()
+    if checkpoint is None:
+        raise UserError(f"start {run.path} has no checkpoint yet; let it train, or leave start empty")
+    return checkpoint
 
 
 def _take_over(learner: Learner, tensors: Mapping[str, Tensor], name: str, place: str) -> None:
