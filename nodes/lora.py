@@ -117,7 +117,8 @@ class LoadFewStepLora(io.ComfyNode):
         patched, fit = put_on(model, found, strength)
         schedule = found.about.default if found.about else usual_schedule()
         origin = "" if found.about else " (the LoRA names none; this is the usual one)"
-        text = f"{fit.told()}\n{told_schedule(schedule)}{origin}"
+        note = f"\nnote: {found.about.note}" if found.about and found.about.note else ""
+        text = f"{fit.told()}\n{told_schedule(schedule)}{origin}{note}"
         values = patched, as_sigmas(schedule.sigmas), few_step_sampler(ETA[schedule.sampler]), text
         return io.NodeOutput(*values, ui=shown(cls, text))
 

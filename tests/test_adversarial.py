@@ -14,6 +14,7 @@ from torch import Tensor
 from w2svd_core.backbones.held_frame import free_after_first
 from w2svd_core.condition import Condition
 from w2svd_core.distillation import Distillation
+from w2svd_core.errors import UserError
 from w2svd_core.heads import Heads, Taps
 from w2svd_core.objectives.adversarial import discriminator_loss, generator_loss, r1_penalty, strength
 
@@ -157,14 +158,21 @@ class Repeated(torch.autograd.Function):
         return gradients[0][: ctx.count], None
 
 
-def test_a_loss_that_has_not_set_in_yet_leaves_the_student_alone(new_program: Programs, new_recipe: Recipes) -> None:
-    program = new_program(new_recipe(ON | {"matching.weight": 0.0, "adversarial.delay": 1}), fresh=False)
-    first, student = weights(program), [f"student/{name}" for name in program.student.parameters]
-    assert program.round(0)["student/loss"] == 0
-    second = weights(program)
-    assert all(torch.equal(first[name], second[name]) for name in student)
-    program.round(1)
-    assert not all(torch.equal(second[name], weight) for name, weight in weights(program).items() if name in student)
+def test_a_delay_that_leaves_the_student_without_a_loss_is_refused(new_recipe: Recipes) -> None:
+    new_recipe(ON | {"adversarial.delay": 3})
+    with pytest.raises(UserError, match=r"adversarial\.delay 4 is not below train\.steps 4"):
+        new_recipe(ON | {"adversarial.delay": 4})
+    with pytest.raises(UserError, match=r"adversarial\.delay 1 leaves the student without any loss until it is over"):
+        new_recipe(ON | {"matching.weight": 0.0, "adversarial.delay": 1})
+    new_recipe(ON | {"matching.weight": 0.0, "adversarial.delay": 1, "frame_matching.weight": 1.0})
+
+
+def test_the_logged_loss_is_the_discriminators_own(new_program: Programs, new_recipe: Recipes) -> None:
+    program = new_program(new_recipe(ON | {"matching.weight": 0.0, "adversarial.weight": 0.5}), fresh=False)
+    program.round(0)  # of heads that know nothing
+    logs = program.round(1)
+    assert logs["student/loss"] == pytest.approx(0.5 * logs["adversarial/generator"], rel=1e-5)
+    assert logs["student/gradient_norm"] > 0
 
 
 @pytest.mark.parametrize("form", ["softplus", "hinge"])
@@ -231,8 +239,8 @@ def test_a_run_trains_its_heads_and_resumes_bit_for_bit(
 
 def test_off_is_plain_matching_bit_for_bit(new_program: Programs, new_recipe: Recipes) -> None:
     plain, delayed = (
-        new_program(new_recipe()),
-        new_program(new_recipe(ON | {"critic.warmup": 1, "adversarial.delay": 99})),
+        new_program(new_recipe({"train.steps": 100})),
+        new_program(new_recipe(ON | {"critic.warmup": 1, "adversarial.delay": 99, "train.steps": 100})),
     )
     for index in range(3):
         plain.round(index)

@@ -12,6 +12,7 @@ from torch import Tensor
 from two_peaks import TwoPeaks
 
 from w2svd_core.distillation import Distillation
+from w2svd_core.errors import UserError
 from w2svd_core.objectives.data_forcing import forced_gradient, pair_distance
 from w2svd_core.objectives.distribution_matching import matching_gradient, per_sample_mean
 from w2svd_core.objectives.ground_truth import ground_truth_gradient
@@ -167,7 +168,7 @@ def test_below_the_lowest_level_rows_are_matched_as_usual(new_program: Programs,
     assert not torch.allclose(gradients[0][0], gradients[1][0], atol=1e-4)
 
 
-@pytest.mark.parametrize("changes", [{"space": "score"}, {"clip_share": 0.3}, {"space": "score", "clip_share": 0.3}])
+@pytest.mark.parametrize("changes", [{"space": "score"}, {"clip_share": 0.3}])
 def test_settings_of_the_gradient_reach_it(new_program: Programs, new_recipe: Recipes, changes: dict[str, Any]) -> None:
     forced = {f"data_forcing.{key}": value for key, value in changes.items()}
     program = new_program(new_recipe({"data_forcing.probability": 1.0} | forced))
@@ -197,6 +198,26 @@ def test_pair_distances_are_logged_by_the_level_of_the_students_input(
     free = torch.ones_like(x)
     free[:, :, 0] = 0  # a given first frame is no distance
     assert pair_distance(x, data, free) == pytest.approx(float((x - data)[:, :, 1:].abs().mean()), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "fault"),
+    [
+        ({"data_forcing.space": "score", "data_forcing.clip_share": 0.3}, r"takes the clip out of .*\.space to x0"),
+        ({"data_forcing.lowest_sigma": 0.98}, r"lies above every score \(matching\.score_max 0\.98\)"),
+        ({"data_forcing.alpha_weak": 0.9, "matching.alpha_strong": 0.5}, r"is above matching\.alpha_strong 0\.5"),
+        ({"matching.weight": 0.0}, r"matching\.weight is 0"),
+    ],
+)
+def test_what_can_not_act_is_refused(settings: dict[str, Any], fault: str, new_recipe: Recipes) -> None:
+    with pytest.raises(UserError, match=fault):
+        new_recipe({"data_forcing.probability": 0.5} | settings)
+
+
+def test_the_gap_of_forced_steps_has_a_name_of_its_own(new_program: Programs, new_recipe: Recipes) -> None:
+    for probability, name in ((0.0, "score"), (1.0, "data_forcing")):
+        logs = new_program(new_recipe({"data_forcing.probability": probability}), fresh=False).round(1)
+        assert {key for key in logs if key.endswith(("/gap", "/cosine"))} == {f"{name}/gap", f"{name}/cosine"}
 
 
 def test_without_a_run_to_start_from_it_says_so(new_program: Programs, new_recipe: Recipes) -> None:

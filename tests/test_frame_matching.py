@@ -312,6 +312,26 @@ def test_what_can_not_be_judged_is_refused(new_recipe: Recipes, source: LoadedEn
             program_of(new_recipe(ON | named), copy.deepcopy(base), data, source=source)
 
 
+@pytest.mark.parametrize(
+    ("named", "fault"),
+    [
+        ({"family": "wam"}, r"^frame_matching\.family 'wam' is not known"),
+        ({"model": "bundled", "family": "image_unet"}, r"name one in frame_matching\.model$"),
+    ],
+)
+def test_a_fault_of_the_image_model_names_its_own_settings(
+    new_recipe: Recipes,
+    pristine: nn.Module,
+    clips: LatentSet,
+    source: LoadedEncoders,
+    named: dict[str, str],
+    fault: str,
+) -> None:
+    settings = ON | {"frame_matching.model": "bundled"} | {f"frame_matching.{key}": text for key, text in named.items()}
+    with pytest.raises(UserError, match=fault):
+        program_of(new_recipe(settings), pristine, clips, source=source)
+
+
 def test_a_run_says_what_is_left_out(new_program: Programs, new_recipe: Recipes) -> None:
     first, path = new_program(new_recipe(ON)).terms["frame_matching"].remarks()
     assert "first latent frame alone" in first and "grad_steps last" in path

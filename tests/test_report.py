@@ -13,6 +13,7 @@ import torch
 from door_parts import panels_drawn
 from PIL import Image
 
+from w2svd_core import plots
 from w2svd_core.config import check_recipe
 from w2svd_core.data.portraits import portrait_from_seed, render
 from w2svd_core.data.video import read_video
@@ -200,6 +201,25 @@ def test_a_report_says_which_guidance_the_student_is_told(run: RunFolder, recipe
     write_safetensors(file, {"t": torch.zeros(1)}, about.to_strings())
     text = write_report(run, recipe, [], [file]).read_text(encoding="utf-8")
     assert "- `FluxGuidance` on the prompt: 3.5, which the student was told in its training;" in text
+
+
+@pytest.mark.parametrize(("family", "reason"), [("animatediff", "no motion modules"), ("cosmos", "reads .*'s prompts")])
+def test_a_report_tells_no_way_through_comfyui_where_there_is_none(
+    family: str, reason: str, run: RunFolder, recipe: Recipe
+) -> None:
+    other = recipe.model_copy(update={"model": recipe.model.model_copy(update={"family": family})})
+    text = write_report(run, other, [], []).read_text(encoding="utf-8")
+    assert re.search(f"Not in ComfyUI: .*{reason}.*; sample it as above", text) and "ManualSigmas" not in text
+
+
+def test_a_report_has_the_settings_of_what_a_run_is_made_of(run: RunFolder) -> None:
+    on = {"matching.weight": 0.0, "adversarial.weight": 0.5, "frame_matching.weight": 1.0}
+    run.log(45, {"adversarial/right": 0.5, "adversarial/gradient_norm": 1.0, "other/right": 0.5})
+    text = write_report(run, check_recipe(on, "in a test"), [], []).read_text(encoding="utf-8")
+    assert "| adversarial.weight | 0.5 |" in text and "| frame_matching.way | latent |" in text
+    assert "critic.rank" not in text and "data_forcing" not in text
+    assert "![What the other terms logged](plots/terms.png)" in text and (run.path / "plots/terms.png").is_file()
+    assert [panel.curves for panel in plots._of_terms(run.metrics())] == [("adversarial/right",)]
 
 
 def test_a_report_on_own_clips_says_so(run: RunFolder, recipe: Recipe, rows: list[Row]) -> None:

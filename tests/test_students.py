@@ -193,6 +193,8 @@ def test_the_file_says_what_was_mixed(new_recipe: Recipes) -> None:
     both = {"matching.alpha_weak": 0.0, "data_forcing.probability": 0.5, "adversarial.weight": 0.1}
     assert mixture(new_recipe(both)) == "dmd+adversarial+data_forcing"
     assert mixture(new_recipe({"matching.weight": 0.0, "adversarial.weight": 0.1})) == "adversarial"
+    truth = {"matching.ground_truth_weight": 1.0, "rollout.source": "noised_data"}
+    assert mixture(new_recipe(truth)) == "w2s+ground_truth"
 
 
 def test_a_method_without_a_real_score_has_no_shift_and_no_guidance(new_program: Programs, new_recipe: Recipes) -> None:

@@ -69,6 +69,10 @@ class Distillation:
         draws = (self._rng, self._shared_rng, self._noise, self._score_sigma)
         stage = Stage(recipe, model, data, source, *draws, new_learner)
         self.terms = terms_of(recipe, stage)
+        for what in ("question", "gradient"):
+            rivals = [name for name, term in self.terms.items() if getattr(type(term), what) is not getattr(Term, what)]
+            if len(rivals) > 1:
+                raise UserError(f"{' and '.join(rivals)} would each make the {what} of a step; switch all but one off")
         if critic is None and all(type(term).loss is Term.loss for term in self.terms.values()):
             raise UserError("matching.weight is 0 and no other loss is on, so there is nothing to learn from; set one")
 
@@ -178,13 +182,14 @@ class Distillation:
         """Everything that the generator learns from at a step."""
         parts = [self._matched(step)] if self.critic is not None else []
         parts += [loss for term in self.terms.values() if (loss := term.loss(step)) is not None]
-        return torch.stack(parts or [0 * step.x0.sum()]).sum()  # none before an adversarial.delay is over
+        return torch.stack(parts or [0 * step.x0.sum()]).sum()  # a step may be without any
 
     def _matched(self, step: StudentStep) -> Tensor:
         """The matching loss, or what a term makes of the same scores."""
         m = self.recipe.matching
         noised = self.process.noise(step.x0.detach(), step.eps, step.sigma)
-        asked = first(term.question(step) for term in self.terms.values()) or Question(noised)
+        questions = {name: asked for name, term in self.terms.items() if (asked := term.question(step)) is not None}
+        whose, asked = next(iter(questions.items()), ("score", Question(noised)))
         fake, real = self._scores(noised, asked, step.sigma, step.rollout.condition)
         gradient = first(term.gradient(step, fake, real) for term in self.terms.values())
         if gradient is None:
@@ -193,9 +198,9 @@ class Distillation:
             pull = ground_truth_gradient(step.x0, fake, step.rollout.data, m.normaliser_floor, step.free)
             gradient = gradient + m.ground_truth_weight * pull
         gap = watch(step.x0, fake, real)
-        step.logs.update(
-            {"score/cosine": gap.cosine, "score/gap": gap.relative, "score/nonfinite": float(gap.nonfinite)}
-        )
+        # under the name of the term that asked: of two clips it says nothing of the critic
+        step.logs.update({f"{whose}/cosine": gap.cosine, f"{whose}/gap": gap.relative})
+        step.logs["score/nonfinite"] = float(gap.nonfinite)
         loss = matching_loss(step.x0, gradient, step.free)
         return loss if m.weight == 1 else m.weight * loss
 

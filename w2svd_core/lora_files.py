@@ -317,6 +317,7 @@ def check_base(metadata: LoraMetadata | None, expected_hash: str, path: Path | s
     if metadata is None or not metadata.base_hash:
         return False
     if metadata.base_hash != expected_hash:
+        note = f" ({metadata.note})" if metadata.note else ""
         trained = metadata.base_precision
         if trained and precision and trained != precision:
             raise UserError(
@@ -325,6 +326,6 @@ def check_base(metadata: LoraMetadata | None, expected_hash: str, path: Path | s
             )
         raise UserError(
             f"{path} was trained for another base ({metadata.base_class} {metadata.base_hash[:12]}, this one "
-            f"is {expected_hash[:12]}); load the model that it was trained on"
+            f"is {expected_hash[:12]}); load the model that it was trained on{note}"
         )
     return True

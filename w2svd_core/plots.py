@@ -14,6 +14,7 @@ from .errors import UserError
 from .evaluation import Row
 from .files import atomic_write
 from .looks import LOGGED, SHARE, Band
+from .objectives import terms
 from .tables import SHORT_UNITS, number, title
 
 BLUE, ORANGE, GREEN, GREY = "#3566a8", "#c8641b", "#3d8a5f", "#8b929c"
@@ -48,7 +49,7 @@ class Panel:
 
 PLOTS: dict[str, tuple[Panel, ...]] = {
     "losses": (
-        Panel("Loss: student", "mean square (latent units)", ("student/loss",)),
+        Panel("Loss: student, all its terms", "latent units", ("student/loss",)),
         Panel("Loss: critic", "mean square (latent units)", ("critic/loss",)),
     ),
     "scores": (
@@ -64,6 +65,7 @@ PLOTS: dict[str, tuple[Panel, ...]] = {
         Panel("Spread of the student's clips", "standard deviation (latent units)", ("student/std",)),
         Panel("Diversity of the student's clips", "distance apart (1 = data)", ("student/diversity",)),
     ),
+    "terms": (),  # what a run's terms log, see `_of_terms`
     "guard": (
         *(
             Panel(f"{name.capitalize()} in validation", "1 = the teacher's", (f"{LOGGED}{name}{SHARE}",))
@@ -92,6 +94,7 @@ def write_plots(
     with rc_context(STYLE):
         paths = []
         for name, panels in PLOTS.items():
+            panels = panels or _of_terms(metrics)
             there = [panel for panel in panels if any(_curve(metrics, key)[0].size for key in panel.curves)]
             if there:
                 paths.append(_save(_curves(there, metrics, limits=limits), folder / f"{name}.png"))
@@ -124,6 +127,13 @@ def draw_curves(curves: Mapping[str, Sequence[float]], columns: int = 3) -> NDAr
         figure = _curves(panels, metrics, columns)
         figure.canvas.draw()
         return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
+
+
+def _of_terms(metrics: Sequence[Mapping[str, float]]) -> tuple[Panel, ...]:
+    """A panel for each number that a paper's own part logs, but for those that every learner has."""
+    names = dict.fromkeys(key for row in metrics for key in row if key.partition("/")[0] in terms())
+    own = [key for key in names if not key.endswith(("/gradient_norm", "/skipped"))]
+    return tuple(Panel(key.replace("_", " ").replace("/", ": "), "", (key,)) for key in own)
 
 
 def _save(figure: Any, path: Path) -> Path:

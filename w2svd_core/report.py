@@ -7,12 +7,14 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from .backbones import backbone
 from .evaluation import Row
 from .files import opened_safetensors, write_text
 from .guard import kept_looks, kept_teacher
 from .guard_settings import on_portraits
 from .looks import Look, band, looks_in, out_in_a_row, out_of_band, score
 from .lora_metadata import LoraMetadata
+from .objectives import terms
 from .options import all_settings, show, value_of
 from .pictures import contact_sheet, side_by_side
 from .plots import write_plots
@@ -28,6 +30,7 @@ PLOT_WORDS = {
     "scores": "Direction and size of the difference between the two scores",
     "gradients": "Gradient norms",
     "student": "Motion, spread and diversity of the student's samples while it learns",
+    "terms": "What the other terms logged",
     "guard": "The student beside its teacher while it learned; dashed: the band",
     "evaluation": "The table's rows side by side",
 }
@@ -210,6 +213,8 @@ def _told(files: Sequence[Path]) -> float | None:
 
 def _comfyui(recipe: Recipe, told: float | None) -> list[str]:
     s = recipe.student
+    if reason := backbone(recipe.model.family).not_in_comfyui:
+        return [f"Not in ComfyUI: {reason}."]
     load = (
         "`LoraLoaderModelOnly` at strength 1.0 on the model that it was trained on"
         if s.kind == "lora"
@@ -230,8 +235,14 @@ def _settings(recipe: Recipe) -> list[str]:
     keys = ["method", "seed", "model.path", "model.precision", "student.kind", "student.rank"]
     keys += ["student.sigmas", "student.sampler", "student.lr", "student.ema"]
     if recipe.method == "distribution_matching":
-        keys += ["critic.rank", "critic.lr", "critic.updates", "critic.warmup", "matching.alpha_weak"]
-        keys += ["matching.guidance_scale", "rollout.source", "rollout.reuse"]
+        keys += ["critic.kind", "critic.rank", "critic.lr", "critic.updates", "critic.warmup", "matching.alpha_weak"]
+        keys += ["matching.guidance_scale", "rollout.source", "rollout.grad_steps", "rollout.reuse"]
+        if not recipe.matching.weight:  # without a critic
+            keys = [key for key in keys if not key.startswith(("critic.", "matching."))]
+        keys += ["start"] if recipe.start else []
+        keys += ["matching.ground_truth_weight"] if recipe.matching.ground_truth_weight else []
+        on = [name for name, kind in terms().items() if kind.is_on(getattr(recipe, name))]
+        keys += [key for key in all_settings() if key.partition(".")[0] in on]
     elif recipe.method == "consistency":
         keys += [key for key in all_settings() if key.startswith("consistency.")]
     keys += ["data.folder", "data.frames", "data.height", "data.width", "data.fps"]

@@ -135,23 +135,29 @@ def recipe_of(source: Path | None, name: str | None, given: Mapping[str, str]) -
         UserError: as `load_recipe`, or the run's own teacher has not been trained yet.
     """
     if source is None or source.is_file():
-        return load_recipe(name or recipe_in(source) or "portraits", given)
+        metadata = metadata_in(source)
+        known = metadata.recipe if metadata and metadata.recipe in recipe_names() else ""
+        if metadata and metadata.recipe and not (name or known):
+            warn(
+                f"{source} was made by a recipe {metadata.recipe}, which is not bundled; taking portraits, name "
+                "another one in --recipe"
+            )
+        return load_recipe(name or known or "portraits", given)
     from .run import RunFolder
     from .stages import with_trained_teacher
 
     return with_trained_teacher(load_recipe(RunFolder.open(source).path / "recipe.yaml", given), source)
 
 
-def recipe_in(lora: Path | None) -> str:
-    """The bundled recipe that a LoRA file says it was made by; "" where it says none."""
+def metadata_in(lora: Path | None) -> LoraMetadata | None:
+    """What a LoRA file says of itself; None where it says nothing."""
     if lora is None:
-        return ""
+        return None
     from .files import opened_safetensors
-    from .lora_files import LoraMetadata
+    from .lora_metadata import LoraMetadata
 
     with opened_safetensors(lora) as file:
-        metadata = LoraMetadata.from_strings(dict(file.metadata() or {}), lora)
-    return metadata.recipe if metadata and metadata.recipe in recipe_names() else ""
+        return LoraMetadata.from_strings(dict(file.metadata() or {}), lora)
 
 
 def pictures_of(recipe: Recipe, source: EncoderSource, image: Path | None, count: int) -> list[Image] | None:

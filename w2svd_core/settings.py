@@ -361,8 +361,9 @@ class _Recipe(Section):
         if self.matching.ground_truth_weight and not self.matching.weight:
             raise ValueError("matching.weight 0 is the ground-truth term's, too; set it to 1, or that term's to 0")
         self._check_teacher()
-        lora = self.student.kind == self.critic.kind == "lora"
-        if lora and self.critic.rank < self.student.rank:
+        if not self.matching.weight:
+            return  # without a critic
+        if self.student.kind == self.critic.kind == "lora" and self.critic.rank < self.student.rank:
             raise ValueError(
                 f"critic.rank {self.critic.rank} is below student.rank {self.student.rank}, so the critic "
                 f"cannot follow the student; set critic.rank to at least {self.student.rank}"

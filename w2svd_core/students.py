@@ -57,14 +57,18 @@ def teacher_note(recipe: Recipe, run: Path) -> str:
     taught = with_trained_teacher(recipe, run).model
     if taught.path != recipe.model.path:
         return f"its base is not the plain model but the fine-tuned one, {FIRST}/{FOLDER}/{_last_name(taught.path)}"
-    names = [f"{path.name} at {strength:g}" for path, strength in map(parse_lora, taught.loras)]
-    return f"its base is the model with {' and '.join(names)} in it: load that beside it" if names else ""
+    loras = [parse_lora(text) for text in taught.loras]
+    names = [f"{_in_its_run(path)} at {strength:g}" for path, strength in loras]
+    alike = any(path.name == NATIVE for path, _ in loras)
+    rename = f", and rename one of the two, since both are called {NATIVE}" if alike else ""
+    return f"its base is the model with {' and '.join(names)} in it: load that beside it{rename}" if names else ""
 
 
 def mixture(recipe: Recipe) -> str:
     """What a distillation by matching is made of: "w2s", "dmd", "dmd+data_forcing", "frame_matching"."""
     matched = ("w2s" if recipe.matching.alpha_weak else "dmd") if recipe.matching.weight else ""
-    added = [name for name, kind in terms().items() if kind.is_on(getattr(recipe, name))]
+    added = ["ground_truth"] if recipe.matching.ground_truth_weight else []
+    added += [name for name, kind in terms().items() if kind.is_on(getattr(recipe, name))]
     return "+".join(filter(None, [matched, *added]))
 
 
@@ -141,6 +145,11 @@ def write_folder(path: Path, model: SharedModel, recipe: Recipe, metadata: LoraM
 def without_places(recipe: Recipe) -> Recipe:
     """The recipe as it may travel: of each path on the user's machine only the last name, of the cache nothing."""
     return rewritten(recipe, lambda key, place: "" if key == "data.cache" else _last_name(place))
+
+
+def _in_its_run(lora: Path) -> str:
+    """The name of a LoRA file, and where every run's student is called alike the run's, too."""
+    return "/".join(lora.parts[-3:]) if lora.name == NATIVE else lora.name
 
 
 def _last_name(path: str) -> str:

@@ -64,7 +64,6 @@ RECIPES = {  # whose settings a training has where nothing else says
 }
 TEACHERS = {"wan": "portrait_teacher.safetensors"}  # the bundled ones, in assets/
 USUAL = "wan"  # the family of a model that is not known
-OF_CLIPS = tuple(name for name in FAMILIES if name != "image_unet")  # the others judge single frames
 
 
 def backbone(family: str) -> Backbone:

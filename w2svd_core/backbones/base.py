@@ -95,10 +95,12 @@ class Backbone(Protocol):
         process: what the model's output means.
         lora_targets: module names (endings) that take an adapter; `*` stands for one part of a name.
         keys: module names in native files.
+        not_in_comfyui: why ComfyUI's core can't sample what it learned; "" where it can.
         frame_by_frame: its latents are of single frames, as an image model's; no causal VAE packs them together.
     """
 
     name: str
+    not_in_comfyui: str
     frame_by_frame: bool
     process: Process
     lora_targets: tuple[str, ...]

@@ -36,6 +36,7 @@ class NativeBackbone:
 
     name = "comfyui"
     frame_by_frame = False
+    not_in_comfyui = ""
     process: Process = RectifiedFlow()
 
     def __init__(self, base: NativeModel, constants: Mapping[str, Any] | None = None) -> None:

@@ -223,6 +223,11 @@ def encoded(model: Any, conditioning: Conditioning, like: Tensor) -> Condition:
             "the CONDITIONING gives a first frame by token replacement (v2), which is trained by python -m "
             "w2svd_core.train alone; give it by concatenation (v1) to a model that takes it, or leave it out"
         )
+    if getattr(model, "image_to_video", False) and "concat_latent_image" not in about:  # core puts zeros there
+        raise UserError(
+            "the MODEL makes a clip from its first frame, and a CONDITIONING gives none; connect for each clip, and as "
+            "negative, what ComfyUI's image-to-video node (WanImageToVideo) puts out"
+        )
     odd = [name for name, value in fields.items() if not isinstance(value, Tensor) or value.ndim == 0]
     if odd:
         raise UserError(f"the CONDITIONING carries {', '.join(odd)}, which can't be batched; connect one without")

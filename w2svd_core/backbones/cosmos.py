@@ -46,6 +46,7 @@ class CosmosBackbone(Transformer):
     keys: KeyMap = cosmos_keys
     words = Words(new_model, load_model, config_at, geometry_of, facts_of, probe_of, cosmos_keys.to_native, stays_wide)
     held = "first"
+    not_in_comfyui = "no ComfyUI of today reads Cosmos-Predict2.5's prompts by itself; sample it as above"
 
     def build(self, architecture: Architecture) -> nn.Module:
         a = architecture

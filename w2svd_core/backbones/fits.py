@@ -10,6 +10,8 @@ from ..condition import Condition
 from ..errors import UserError
 from ..geometry import LatentGeometry
 
+OTHER_MODEL = "name another one in model.path, or set model.encoders to own for those that it was made with"
+
 
 def check_fit(channels: int, widths: Sequence[int], latents: LatentGeometry, width: int) -> None:
     """Whether a model takes the encoders' latents and prompts.
@@ -25,13 +27,12 @@ def check_fit(channels: int, widths: Sequence[int], latents: LatentGeometry, wid
     """
     if latents.channels != channels:
         raise UserError(
-            f"the model takes latents of {channels} channels, the codec makes {latents.channels}; "
-            "name a model of the codec's kind in model.path"
+            f"the model takes latents of {channels} channels, the codec makes {latents.channels}; {OTHER_MODEL}"
         )
     if width not in widths:
         raise UserError(
             f"the model takes prompt embeddings {widths[0]} wide, the prompt encoder makes them {width} wide; "
-            "name a model of the encoder's kind in model.path"
+            f"{OTHER_MODEL}"
         )
 
 

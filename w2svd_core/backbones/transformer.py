@@ -63,6 +63,7 @@ class Transformer(ABC):
 
     name: str
     frame_by_frame = False
+    not_in_comfyui = ""
     process: Process = RectifiedFlow()
     lora_targets: tuple[str, ...]
     keys: KeyMap

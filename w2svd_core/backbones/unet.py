@@ -24,6 +24,7 @@ from ..geometry import LatentGeometry
 from ..settings import Model
 from .base import Architecture, Facts, KeyMap
 from .class_config import config_of
+from .fits import OTHER_MODEL
 from .unet_keys import UNetKeys
 from .weights import Header, Shapes, class_in, from_file, from_folder, hollow, read_json
 
@@ -44,6 +45,7 @@ class UNetBackbone(ABC):
     class_name: str
     files = "a file that this project wrote"  # those that are read, for messages
     frame_by_frame = True
+    not_in_comfyui = "ComfyUI's core has no motion modules; sample it as above, or in diffusers' AnimateDiffPipeline"
     timesteps: Timesteps
     lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
     keys: KeyMap = UNetKeys()
@@ -176,12 +178,12 @@ class UNetBackbone(ABC):
         if latents.channels != config["in_channels"]:
             raise UserError(
                 f"the {self.class_name} takes latents of {config['in_channels']} channels, the codec makes "
-                f"{latents.channels}; name a model of the codec's kind"
+                f"{latents.channels}; {OTHER_MODEL}"
             )
         if width != config["cross_attention_dim"]:
             raise UserError(
                 f"the {self.class_name} takes prompt embeddings {config['cross_attention_dim']} wide, the prompt "
-                f"encoder makes them {width} wide; name a model of the encoder's kind"
+                f"encoder makes them {width} wide; {OTHER_MODEL}"
             )
 
     def check_condition(self, model: nn.Module, condition: Condition) -> None:

@@ -118,10 +118,23 @@ class Added(Term):
 
     @classmethod
     def misfit(cls, settings: Settings, recipe: Recipe) -> str:
+        from . import terms
+
         if settings.features == "fake" and not recipe.matching.weight:
             return (
                 "adversarial.features fake are the critic's, and matching.weight 0 leaves none; set them to teacher, "
                 "or matching.weight to 1"
+            )
+        if settings.delay >= recipe.train.steps:
+            return (
+                f"adversarial.delay {settings.delay} is not below train.steps {recipe.train.steps}, so its loss would "
+                "never set in; lower it"
+            )
+        others = [kind for name, kind in terms().items() if kind is not cls and kind.is_on(getattr(recipe, name))]
+        if settings.delay and not recipe.matching.weight and not others:
+            return (
+                f"adversarial.delay {settings.delay} leaves the student without any loss until it is over, since "
+                "matching.weight is 0; set it to 0"
             )
         return ""
 
@@ -142,7 +155,8 @@ class Added(Term):
         step.logs["adversarial/generator"] = float(value.detach())
         if step.free is not None:
             gradient = gradient * step.free
-        return weight * (step.x0 * (gradient / scale)).sum()
+        pull = (step.x0 * (gradient / scale)).sum()
+        return weight * (pull - pull.detach() + value.detach())  # the loss's own value, for the logs
 
     def learn(self, index: int, x0: Tensor, rollout: Rollout) -> dict[str, float]:
         assert rollout.data is not None  # see `needs_clips`

@@ -98,6 +98,22 @@ class Added(Term):
                 "data_forcing moves the query of the matching loss, and matching.weight is 0; set data_forcing."
                 "probability to 0, or matching.weight to 1"
             )
+        if settings.space == "score" and settings.clip_share:
+            return (
+                f"data_forcing.clip_share {settings.clip_share:g} takes the clip out of the difference of scores, and "
+                "at 1 nothing of it is left; set it to 0, or data_forcing.space to x0"
+            )
+        if settings.lowest_sigma >= recipe.matching.score_max:
+            return (
+                f"data_forcing.lowest_sigma {settings.lowest_sigma:g} lies above every score "
+                f"(matching.score_max {recipe.matching.score_max:g}), so no row would be asked about a clip; lower it"
+            )
+        if settings.alpha_weak > recipe.matching.alpha_strong:
+            return (
+                f"data_forcing.alpha_weak {settings.alpha_weak:g} is above matching.alpha_strong "
+                f"{recipe.matching.alpha_strong:g}, so the real score would hold more of the critic than the fake; "
+                "lower it"
+            )
         if recipe.critic.kind == "full" and settings.alpha_weak:
             return (
                 f"critic.kind full has no adapter for data_forcing.alpha_weak {settings.alpha_weak:g}; set it to 0, or "

@@ -10,6 +10,9 @@ ways are offered there, both ours: that first one alone, or frames decoded and e
 
 from __future__ import annotations
 
+import contextlib
+import re
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import model_validator
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
     from ..terms import Stage, StudentStep
 
 ADAPTER = "frames"  # the critic's name in a base that holds others
+SECTION = "frame_matching"  # of the recipe
 TEACHER = "teacher"  # what `model` may say besides a place
 
 
@@ -102,8 +106,9 @@ class Added(Term):
         self.causal = video.backbone.latents(video.base).time > 1
         _, condition = stage.data.batch(stage.data.rows(0, 1, r.seed), video.device)
         self._check(condition)
-        self.codecs = codecs_of(settings, stage) if settings.way == "decoded" else None
-        self.image = image_model(settings, stage, self.codecs and self.codecs[1])
+        with named_as_the_image_models():
+            self.codecs = codecs_of(settings, stage) if settings.way == "decoded" else None
+            self.image = image_model(settings, stage, self.codecs and self.codecs[1])
         self.fields = self.image.backbone.facts(self.image.base).takes
         self.image.backbone.check_condition(self.image.base, self._shared(condition))
         rounds = r.critic.warmup + r.train.steps
@@ -219,6 +224,20 @@ class Added(Term):
             raise UserError(
                 "frame_matching.way latent judges the first latent frame alone, and this model is given it; use decoded"
             )
+
+
+@contextlib.contextmanager
+def named_as_the_image_models() -> Iterator[None]:
+    """Errors of loading a model name `model.path` and `model.family`; the image model's have names of their own."""
+    from ..errors import UserError
+
+    try:
+        yield
+    except UserError as error:
+        ours = {"model.path": f"{SECTION}.model", "model.family": f"{SECTION}.family"}
+        raise UserError(
+            re.sub(r"(?<![\w.])model\.(path|family)\b", lambda found: ours[found[0]], str(error))
+        ) from error
 
 
 def image_model(settings: Settings, stage: Stage, codec: Codec | None) -> SharedModel:
