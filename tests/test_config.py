@@ -28,6 +28,7 @@ from w2svd_core.errors import UserError
 from w2svd_core.settings import Section
 
 RECIPES = (
+    *("animatediff_avdm2", "hunyuan_video_dfd", "wan_dfd", "wan_gan"),
     *("cosmos_i2v_2b", "cosmos_i2v_2b_dfd", "cosmos_t2v_2b", "hunyuan_video15_i2v", "hunyuan_video15_t2v"),
     *(
         "hunyuan_video_finetune",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from .config import Parser, add_arguments, load_recipe, parse_arguments
 from .errors import UserError, guarded
-from .guard_settings import USUAL_TABLE
+from .guard_settings import USUAL_TABLE, on_portraits
 from .options import show, value_of
 from .settings import Recipe
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .loading import Loaded
     from .watch import Terminal
 
+LEAST_TABLE = 50  # clips of a row; a large model takes hours for them
 SEARCHED_SHIFTS = (2.0, 3.0, 5.0)
 SEARCHED_GUIDANCE = (1.5, 2.5, 3.5)
 ALIKE = ("method", "data.folder", "data.frames", "data.height", "data.width", "data.fps", "evaluate.seed")
@@ -37,7 +38,8 @@ def parser() -> Parser:
         "and there is no Fréchet distance. Settings given here go over every run's.",
     )
     door.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run folder")
-    door.add_argument("--clips", help=f"clips for each row of a model, as --evaluate.clips; default {USUAL_TABLE}")
+    clips = f"clips for each row of a model, as --evaluate.clips; default {USUAL_TABLE}, of own clips {LEAST_TABLE}"
+    door.add_argument("--clips", help=clips)
     out = "table to write, with a .json beside it; default table.md"
     door.add_argument("--out", type=Path, default=Path("table.md"), help=out)
     search = "the few-step Euler row takes its best of three shifts (2, 3, 5) and guidances (1.5, 2.5, 3.5)"
@@ -58,7 +60,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.out.suffix != ".md":
         raise UserError(f"--out {args.out} must end in .md; the numbers go to a .json beside it")
     asked = {} if args.clips is None else {"evaluate.clips": args.clips}
-    recipes = recipes_of(args.runs, {"evaluate.clips": str(USUAL_TABLE), **given, **asked})
+    from .run import RunFolder
+
+    own = load_recipe(RunFolder.open(args.runs[0]).path / "recipe.yaml", given)
+    usual = USUAL_TABLE if on_portraits(own) else LEAST_TABLE
+    recipes = recipes_of(args.runs, {"evaluate.clips": str(usual), **given, **asked})
     first = next(iter(recipes.values()))
     if args.euler_search and first.data.folder != "portraits":
         raise UserError(

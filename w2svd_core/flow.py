@@ -174,7 +174,8 @@ def score_times(
 ) -> Tensor:
     """Noise levels (count,) at which the scores are compared: U(0, 1), shifted if the law says so, clamped.
 
-    The clamp to [.02, .98] is DMD's T_min and T_max (arXiv 2311.18828, 3.2); uniform then shift is CausVid's order.
+    The clamp to [.02, .98] is DMD's T_min and T_max (arXiv 2311.18828, 3.2) where sigma is t / T; of a noise model with
+    timesteps .98 T is a higher sigma, which its recipes name. Uniform then shift is CausVid's order.
     """
     u = torch.rand(count, generator=generator)
     return (shift_sigma(u, shift) if law == "shift" else u).clamp(lowest, highest)

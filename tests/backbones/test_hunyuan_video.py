@@ -31,7 +31,7 @@ kinds = pytest.mark.parametrize("kind", HUNYUAN, ids=str)
 SIGMA = torch.tensor([0.9, 0.35])
 RECIPES = {
     "hunyuan_video_t2v": 0, "hunyuan_video_i2v_concat": 1, "hunyuan_video_i2v": 2, "hunyuan_video_portraits": 2,
-    "hunyuan_video_gan": 2,
+    "hunyuan_video_gan": 2, "hunyuan_video_dfd": 0,
 }  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from w2svd_core.assembly import BUNDLED_CODEC, job_of
 from w2svd_core.backbones import backbone
 from w2svd_core.backbones.base import Architecture
 from w2svd_core.condition import Condition
-from w2svd_core.config import check_recipe
+from w2svd_core.config import check_recipe, load_recipe
 from w2svd_core.data.codec import FrameByFrame, load_portrait_codec
 from w2svd_core.data.latents import LatentSet
 from w2svd_core.errors import UserError
@@ -317,6 +317,29 @@ def test_avdm2_runs_on_animatediff(image: str, tmp_path: Path) -> None:
     now = {n: p for name, one in program.learners().items() for n, p in one.parameters.items()}
     assert all(not torch.equal(p, start[n]) for n, p in now.items() if "lora_B" in n)
     assert base_hash(model.base_state()) == before
+
+
+def test_the_recipe_of_animatediff_asks_for_what_the_models_are_made_for() -> None:
+    """Levels are those of four evenly spaced timesteps, and noise goes to .98 of all, of both models' betas."""
+    from diffusers import UNetMotionModel
+
+    from w2svd_core.heads import Taps
+
+    recipe, small = (cast(Any, load_recipe(name)) for name in ("animatediff_avdm2", "portraits_avdm2_unets"))
+    levels = {family: cast(Any, backbone(family)).timesteps.levels for family in FAMILIES}
+    even = [*levels["animatediff"][[999, 749, 499, 249]].tolist(), 0.0]
+    for own in (recipe, small):
+        assert own.student.sigmas == pytest.approx(even, abs=1e-4)
+        assert own.matching.score_max == pytest.approx(float(levels["animatediff"][979]), abs=1e-4)
+        assert own.frame_matching.score_max == pytest.approx(float(levels["image_unet"][979]), abs=1e-4)
+    assert recipe.model.encoders == "own" and recipe.frame_matching.way == "latent"
+    with torch.device("meta"):
+        model: Any = UNetMotionModel()  # as Stable Diffusion 1.5 is laid out
+    facts = backbone("animatediff").facts(model)
+    assert (recipe.teacher.guidance_scale, recipe.teacher.shift) == (facts.guidance_scale, facts.shift)
+    assert (recipe.data.fps, recipe.data.frames) == (facts.fps, facts.frames)
+    taps = Taps(list(backbone("animatediff").blocks(model)), recipe.adversarial.depths)
+    assert taps.blocks == list(model.down_blocks[:3]) and taps.beyond is model.down_blocks[3]
 
 
 def test_a_model_that_is_not_there_is_named_before_clips_are_drawn(tmp_path: Path) -> None:
