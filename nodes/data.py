@@ -61,7 +61,7 @@ class LoadModel(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         import folder_paths
 
-        from ..w2svd_core.backbones import OF_CLIPS
+        from ..w2svd_core.backbones import RECIPES, USUAL
 
         def part(setting: str, folder: str, **more: Any) -> Any:
             names = [NONE, *(name for name in folder_paths.get_filename_list(folder) if name.endswith(SUFFIX))]
@@ -92,8 +92,8 @@ class LoadModel(io.ComfyNode):
                     "model_family",
                     optional=True,
                     display_name="model.family",
-                    options=list(OF_CLIPS),
-                    default=OF_CLIPS[0],
+                    options=list(RECIPES),
+                    default=USUAL,
                     tooltip="What kind of model it is.",
                 ),
                 *widgets(["model.first_frame"], optional=True),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -41,6 +42,7 @@ class NodeProgress:
 
     def say(self, line: str) -> None:
         self._tell(line, always=True)
+        logging.getLogger(__name__).info("%s", line)  # the node's line is soon another one
 
     def _show(self, done: int, total: int) -> None:
         from comfy.utils import ProgressBar

@@ -10,7 +10,7 @@ from . import runs
 from .compat import CATEGORY, field, io, schema, setting_values, told, widgets
 from .places import run_folder
 from .sockets import DATASET, MODEL, RECIPE, SHIFT, Dataset, Encoded, Shift, Values
-from .work import TOLD_ROLES, Work, work_of
+from .work import BUNDLED, TOLD_ROLES, Work, work_of
 
 if TYPE_CHECKING:
     from ..w2svd_core.settings import Recipe
@@ -26,6 +26,7 @@ SETTINGS = (
     *("train.sample_every", "seed"),
 )
 FOLDED = SETTINGS[9:-1]
+SMALL, SEVERAL = 128 * 128, 4  # px of a frame; settings that are hardly alike by intent
 
 
 class RealShift(io.ComfyNode):
@@ -98,7 +99,8 @@ class Train(io.ComfyNode):
             display_name="Distil (Train)",
             category=HERE,
             description="Distils the model into a few steps. Cancel saves, the same inputs go on, and a finished run "
-            "is read from disk. The run folder in output/w2svd holds the recipe for python -m w2svd_core.train.",
+            "is read from disk. The run folder in output/w2svd holds its recipe; with that of a model by name "
+            "python -m w2svd_core.train goes on.",
             is_output_node=True,
             inputs=[
                 field(
@@ -156,9 +158,12 @@ class Train(io.ComfyNode):
         folder = run_folder(name)
         work = work_of(model, dataset, vae)
         recipe = recipe_of(work, folder, shift, settings)
+        unmeant = left_as_portraits(recipe, work.base) if settings else ""
         if work.prompts:
             runs.write_prompts(folder, work.prompts)
         watch = NodeWatch(str(cls.hidden.unique_id), folder, recipe.data.fps)
+        if unmeant:
+            watch.say(f"warning: {unmeant}")
         with torch.inference_mode(False), torch.enable_grad():
             train(recipe, folder, work, watch)
         runs.FINISHED.add(folder)
@@ -179,6 +184,20 @@ def recipe_of(work: Work, folder: Path, shift: Shift | None, settings: Values | 
         values["data.prompts"] = str(folder / runs.PROMPTS)
     fixed = {"name": "graph", "evaluate.clips": 0, "train.tracker": "none"}
     return load_recipe(work.base, {**values, **fixed}, "in the inputs of Train")
+
+
+def left_as_portraits(recipe: Recipe, base: str) -> str:
+    """What Distill Settings say of large clips by the portraits' defaults alone, in a sentence; "" = nothing."""
+    from ..w2svd_core.config import load_recipe
+    from ..w2svd_core.options import value_of
+
+    if recipe.data.height * recipe.data.width <= SMALL:
+        return ""
+    small, own = load_recipe(BUNDLED), load_recipe(base)
+    left = [key for key in SETTINGS if value_of(own, key) != value_of(recipe, key) == value_of(small, key)]
+    if len(left) < SEVERAL:
+        return ""
+    return f"{', '.join(left)} are the portraits' in Distill Settings, not {base}'s; leave that node out, or copy those"
 
 
 def train(recipe: Recipe, folder: Path, work: Work, watch: Watch) -> None:
