@@ -248,6 +248,9 @@ def test_image_to_video_answers_as_headless(tmp_path: Path) -> None:
             entries.append([[text[row : row + 1].clone(), about]])
     data = native_data(patcher, [latent(patcher, x)], entries, [[torch.zeros(1, 512, 4096), {}]])
     assert data.null.fields.keys() == {"c_crossattn"}
+    plain = [[[text[:1].clone(), {}]]]
+    with pytest.raises(UserError, match="makes a clip from its first frame, and a CONDITIONING gives none"):
+        native_data(patcher, [latent(patcher, x)], plain, plain[0])
     _, fields = data.batch([0, 1], torch.device("cpu"))
     with native_roles(patcher, checkpointing=True) as shared:
         found = shared.predict("generator", x, SIGMA, fields)

@@ -20,6 +20,7 @@ from .comfy_backbone import TEXT, takes_guidance
 Conditioning = Sequence[Sequence[Any]]  # ComfyUI's CONDITIONING: [[tensor, {...}], ...]
 Latent = Mapping[str, Any]  # ComfyUI's LATENT
 Size = tuple[int, int, int, int]
+START = "concat_latent_image"  # the first frame in a CONDITIONING
 REPLACED = "guiding_frame_index"  # HunyuanVideo's sign that the clip's first latent frame is given in x itself
 OF_THE_CLIP = (  # what guidance leaves as it is
     "c_concat", "clip_fea", "reference_latent", "time_dim_concat", "ref_latent", "camera_conditions", "pose_latents",
@@ -148,13 +149,22 @@ def native_data(
     def row(entry: Conditioning, like: Tensor) -> Condition:
         return _untold(patcher, encoded(model, entry, like))
 
+    def started(entry: Conditioning, like: Tensor) -> Condition:
+        found = row(entry, like)
+        if getattr(model, "image_to_video", False) and "c_concat" in found.fields and START not in entry[0][1]:
+            raise UserError(  # core has put zeros there
+                "the MODEL makes a clip from its first frame, and a CONDITIONING gives none; connect what ComfyUI's "
+                "node for that model (WanImageToVideo) puts out, one for each clip"
+            )
+        return found
+
     if not clips:
         if shape is None:
             raise UserError("prompts alone do not say how large the clips are to be; give frames, height and width")
         like = torch.zeros(1, *shape)
-        rows, empty = _alike([row(entry, like) for entry in entries], row(negative, like))
+        rows, empty = _alike([started(entry, like) for entry in entries], row(negative, like))
         return Prompts(Condition.cat(rows), empty, named, shape)
-    fields = [row(entry, clip) for entry, clip in zip(entries, clips, strict=True)]
+    fields = [started(entry, clip) for entry, clip in zip(entries, clips, strict=True)]
     rows, empty = _alike(fields, row(negative, clips[0]))
     sets = []
     for size in dict.fromkeys(clip.shape for clip in clips):
@@ -222,11 +232,6 @@ def encoded(model: Any, conditioning: Conditioning, like: Tensor) -> Condition:
         raise UserError(
             "the CONDITIONING gives a first frame by token replacement (v2), which is trained by python -m "
             "w2svd_core.train alone; give it by concatenation (v1) to a model that takes it, or leave it out"
-        )
-    if getattr(model, "image_to_video", False) and "concat_latent_image" not in about:  # core puts zeros there
-        raise UserError(
-            "the MODEL makes a clip from its first frame, and a CONDITIONING gives none; connect for each clip, and as "
-            "negative, what ComfyUI's image-to-video node (WanImageToVideo) puts out"
         )
     odd = [name for name, value in fields.items() if not isinstance(value, Tensor) or value.ndim == 0]
     if odd:
