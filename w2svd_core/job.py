@@ -142,6 +142,11 @@ def trained(run: RunFolder, job: Job, before: str, accelerator: Any, resume: Pat
         watch.say(f"model.path {recipe.model.path}: {facts.name}")
         for line in unusual(recipe, facts):
             watch.say(f"warning: {line}")
+    elif recipe.distils and recipe.model.path == "bundled" and recipe.data.folder != "portraits":
+        watch.say(
+            f"warning: model.path bundled is the small teacher of drawn portraits, which {recipe.data.folder} does not "
+            "change; to distil a model of your own name its recipe, such as wan_t2v_1_3b"
+        )
     if isinstance(job.program, Distillation):
         for line in job.program.remarks():
             watch.say(f"warning: {line}")
