@@ -11,9 +11,10 @@ from kind import Programs, Recipes
 from torch import Tensor
 from two_peaks import TwoPeaks
 
+from w2svd_core import distillation
 from w2svd_core.distillation import Distillation
 from w2svd_core.errors import UserError
-from w2svd_core.objectives.data_forcing import forced_gradient, pair_distance
+from w2svd_core.objectives.data_forcing import Added, forced_gradient, pair_distance
 from w2svd_core.objectives.distribution_matching import matching_gradient, per_sample_mean
 from w2svd_core.objectives.ground_truth import ground_truth_gradient
 from w2svd_core.terms import StudentStep
@@ -204,7 +205,7 @@ def test_pair_distances_are_logged_by_the_level_of_the_students_input(
     ("settings", "fault"),
     [
         ({"data_forcing.space": "score", "data_forcing.clip_share": 0.3}, r"takes the clip out of .*\.space to x0"),
-        ({"data_forcing.lowest_sigma": 0.98}, r"lies above every score \(matching\.score_max 0\.98\)"),
+        ({"data_forcing.lowest_sigma": 0.99}, r"lies above every score \(matching\.score_max 0\.98\)"),
         ({"data_forcing.alpha_weak": 0.9, "matching.alpha_strong": 0.5}, r"is above matching\.alpha_strong 0\.5"),
         ({"matching.weight": 0.0}, r"matching\.weight is 0"),
     ],
@@ -212,6 +213,17 @@ def test_pair_distances_are_logged_by_the_level_of_the_students_input(
 def test_what_can_not_act_is_refused(settings: dict[str, Any], fault: str, new_recipe: Recipes) -> None:
     with pytest.raises(UserError, match=fault):
         new_recipe({"data_forcing.probability": 0.5} | settings)
+
+
+def test_two_terms_that_ask_the_teacher_are_refused(
+    new_program: Programs, new_recipe: Recipes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rivals = {"one": Added, "two": Added}
+    monkeypatch.setattr(
+        distillation, "terms_of", lambda r, stage: {n: kind(r.data_forcing, stage) for n, kind in rivals.items()}
+    )
+    with pytest.raises(UserError, match="one and two would each make the question of a step; switch all but one off"):
+        new_program(new_recipe({"data_forcing.probability": 0.5}))
 
 
 def test_the_gap_of_forced_steps_has_a_name_of_its_own(new_program: Programs, new_recipe: Recipes) -> None:

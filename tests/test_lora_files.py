@@ -249,6 +249,8 @@ def test_check_base(tmp_path: Path) -> None:
     assert not lora_files.check_base(None, "0" * 64, "x.safetensors")
     with pytest.raises(UserError, match=r"x\.safetensors was trained for another base"):
         lora_files.check_base(metadata(), "1" * 64, "x.safetensors")
+    with pytest.raises(UserError, match=r"load the model that it was trained on \(its base is another\)$"):
+        lora_files.check_base(metadata(note="its base is another"), "1" * 64, "x.safetensors")
 
 
 def test_a_base_in_another_precision_is_named() -> None:

@@ -137,6 +137,26 @@ def test_run_and_file_of_flow_matching_give_the_same_clip(place: Path, capsys: p
     assert np.array_equal(clips["run"], clips["file"]) and not np.array_equal(clips["run"], clips["five"])
 
 
+def test_a_lora_of_a_recipe_that_is_not_bundled_says_so(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from w2svd_core.evaluate import usual_clips
+
+    run = trained(place, "graph run", "--name", "graph")
+    file = run / "student" / "student_comfyui.safetensors"
+    asked = [str(file), *SIZE, "--model.path", str(place / "teacher.safetensors"), *MORE, "--out", str(place / "g.mp4")]
+    capsys.readouterr()
+    assert sample.main(asked) == 0
+    assert "made by a recipe graph, which is not bundled; taking portraits" in capsys.readouterr().err
+    assert sample.main([*asked, "--recipe", "portraits"]) == 0 and capsys.readouterr().err == ""
+    assert (usual_clips(run, {}), usual_clips(run, {"data.folder": "portraits"})) == (50, 512)
+
+
+def test_own_clips_do_not_change_the_bundled_teacher(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = ("--model.path", "bundled", "--data.frames", "5")
+    capsys.readouterr()
+    trained(place, "bundled", *small)
+    assert "warning: model.path bundled is the small teacher of drawn portraits, which" in capsys.readouterr().err
+
+
 def test_a_lora_of_a_base_in_another_precision_says_so(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = trained(place, "bf16", "--model.precision", "bf16")
     file = run / "student" / "student_diffusers.safetensors"

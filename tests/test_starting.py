@@ -99,6 +99,27 @@ def test_a_start_from_a_run_of_two_stages_has_the_teacher_that_it_made(
         assert not (run.path / "teacher").exists() and run.origin()["base"] == RunFolder.open(first).origin()["base"]
         made = run.recipe().model
         assert any("first/teacher/student" in Path(place).as_posix() for place in (made.path, *made.loras))
+        name_of = {"lora": "student_comfyui", "full": "student_model_comfyui"}[kind]
+        assert f"the teacher is the one that was fine-tuned in start {first}" in told
+        report = (run.path / "report.md").read_text(encoding="utf-8")
+        assert f"first/teacher/student/{name_of}.safetensors" in report
+        assert ("rename one of the two" in report) == (kind == "lora")
+    with pytest.raises(
+        UserError, match=rf"another base; set model\.path to \S*{teacher.name if kind == 'lora' else name_of}"
+    ):
+        train.main(
+            small(
+                tmp_path / "plain",
+                *own,
+                "--model.path",
+                str(write_teacher(tmp_path / "b.safetensors", 1)),
+                "--from",
+                str(first),
+            )
+        )
+    (tmp_path / "other.yaml").write_text(fine.replace("fine", "other"))
+    with pytest.raises(UserError, match=r"would make another teacher than start .* clear first, or start"):
+        train.main(small(tmp_path / "third", *own, "--first", str(tmp_path / "other.yaml"), "--from", str(first)))
     with pytest.raises(UserError, match=r"would make another teacher than start .* clear first, or start"):
         train.main(small(tmp_path / "other", *stages, "--from", str(tmp_path / "shorter")))
     assert not (tmp_path / "other").exists()

@@ -16,12 +16,9 @@ from wan_kinds import CHANGES, TELLING, by_hand, condition_of, lora_pipeline, ne
 from w2svd_core import lora_files
 from w2svd_core.backbones import backbone, wan_keys, wan_variants
 from w2svd_core.backbones.base import Architecture
-from w2svd_core.backbones.published import published_config
 from w2svd_core.condition import Condition
-from w2svd_core.config import load_recipe
 from w2svd_core.errors import UserError
 from w2svd_core.geometry import LatentGeometry
-from w2svd_core.job import unusual
 
 WAN = backbone("wan")
 SIGMA = torch.tensor([0.9, 0.35])
@@ -213,8 +210,6 @@ def test_base_and_lora_in_native_files_give_the_trained_output_in_diffusers(kind
 
 @pytest.mark.parametrize("name", ["wan2.2_t2v_high_noise_14B_fp16.safetensors", "Wan_Low_Noise.safetensors"])
 def test_a_file_that_is_named_as_one_expert_is_told(name: str) -> None:
-    recipe = load_recipe("wan_t2v_14b", {"model.path": f"models/{name}"})
-    facts = wan_variants.facts_of(published_config(wan_variants.VARIANTS[1]), 14_288_491_584)
-    (line,) = unusual(recipe, facts)
-    assert line.startswith(f"{name} is named as one of the two experts of Wan 2.2 A14B")
-    assert unusual(load_recipe("wan_t2v_14b"), facts) == []
+    (line,) = WAN.doubts(f"models/{name}")
+    assert line.startswith(f"{name} is named as one expert of Wan 2.2 A14B") and "Wan 2.2 TI2V 5B" in line
+    assert not WAN.doubts("models/wan.safetensors") and not backbone("hunyuan_video").doubts(name)

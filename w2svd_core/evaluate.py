@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from .config import Parser, add_arguments, load_recipe, parse_arguments
 from .errors import UserError, guarded
-from .guard_settings import USUAL_TABLE, on_portraits
+from .guard_settings import USUAL_TABLE
 from .options import show, value_of
 from .settings import Recipe
 
@@ -60,11 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.out.suffix != ".md":
         raise UserError(f"--out {args.out} must end in .md; the numbers go to a .json beside it")
     asked = {} if args.clips is None else {"evaluate.clips": args.clips}
-    from .run import RunFolder
-
-    own = load_recipe(RunFolder.open(args.runs[0]).path / "recipe.yaml", given)
-    usual = USUAL_TABLE if on_portraits(own) else LEAST_TABLE
-    recipes = recipes_of(args.runs, {"evaluate.clips": str(usual), **given, **asked})
+    recipes = recipes_of(args.runs, {"evaluate.clips": str(usual_clips(args.runs[0], given)), **given, **asked})
     first = next(iter(recipes.values()))
     if args.euler_search and first.data.folder != "portraits":
         raise UserError(
@@ -98,6 +94,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(text)  # whatever the disk says: hours of sampling are in it
     print(f"\nwrote {args.out} and {beside}")
     return 0
+
+
+def usual_clips(run: Path, settings: Mapping[str, str]) -> int:
+    """How many clips a row of a table has where nobody says.
+
+    Raises:
+        UserError: it is no run.
+    """
+    from .run import RunFolder
+
+    folder = load_recipe(RunFolder.open(run).path / "recipe.yaml", settings).data.folder
+    return USUAL_TABLE if folder == "portraits" else LEAST_TABLE
 
 
 def recipes_of(runs: Sequence[Path], settings: Mapping[str, str]) -> dict[Path, Recipe]:

@@ -13,7 +13,6 @@ import torch
 
 from .assembly import Job, assemble
 from .backbones.base import Facts
-from .backbones.published import told_by_name
 from .config import recipe_to_yaml
 from .data.codec import Video, decode_pixels
 from .data.latents import Progress
@@ -100,7 +99,9 @@ def carry_out(recipe: Recipe, folder: Path, watch: Watch | None = None, make: Ma
     """
     watch = watch or Terminal()
     if not RunFolder(folder).newest_checkpoint():
-        recipe = with_its_teacher(recipe)
+        plain, recipe = recipe, with_its_teacher(recipe)
+        if recipe is not plain:
+            watch.say(f"the teacher is the one that was fine-tuned in start {recipe.start}")
     first = folder / FIRST
     if recipe.first and not is_trained(folder):
         fine = RunFolder.open(first).recipe() if RunFolder.is_one(first) else first_stage(recipe)
@@ -140,9 +141,9 @@ def trained(run: RunFolder, job: Job, before: str, accelerator: Any, resume: Pat
     if recipe.model.init == "load" and recipe.model.path != "bundled":
         facts = job.model.backbone.facts(job.model.base)
         watch.say(f"model.path {recipe.model.path}: {facts.name}")
-        for line in unusual(recipe, facts):
+        for line in [*unusual(recipe, facts), *job.model.backbone.doubts(recipe.model.path)]:
             watch.say(f"warning: {line}")
-    elif recipe.distils and recipe.model.path == "bundled" and recipe.data.folder != "portraits":
+    elif recipe.distils and is_plain_portraits(recipe) and recipe.data.folder != "portraits":
         watch.say(
             f"warning: model.path bundled is the small teacher of drawn portraits, which {recipe.data.folder} does not "
             "change; to distil a model of your own name its recipe, such as wan_t2v_1_3b"
@@ -175,6 +176,11 @@ def trained(run: RunFolder, job: Job, before: str, accelerator: Any, resume: Pat
     return 0
 
 
+def is_plain_portraits(recipe: Recipe) -> bool:
+    """Whether the teacher is the bundled one as it is."""
+    return recipe.model.path == "bundled" and not (recipe.first or recipe.model.loras)
+
+
 def other_models(job: Job) -> dict[str, str]:
     """The hash of the frozen models that terms bring along; nothing without any."""
     terms = job.program.terms if isinstance(job.program, Distillation) else {}
@@ -184,7 +190,7 @@ def other_models(job: Job) -> dict[str, str]:
 
 def unusual(recipe: Recipe, facts: Facts) -> list[str]:
     """Where a recipe asks a published model for what it is not made for."""
-    found = [line for line in [told_by_name(recipe.model.path)] if line]
+    found = []
     if facts.guidance_scale == 1 < recipe.matching.guidance_scale:
         found.append(
             f"matching.guidance_scale is {recipe.matching.guidance_scale:g}, and {facts.name} is guided as it is; 1 "

@@ -32,7 +32,8 @@ def with_its_teacher(recipe: Recipe) -> Recipe:
     run = RunFolder.open(Path(recipe.start))
     _newest(run)
     theirs, own = run.recipe(), anchored(recipe)
-    if theirs.first and (theirs.model.path, theirs.model.loras) == (own.model.path, own.model.loras):
+    same = recipe.first in ("", theirs.first)
+    if theirs.first and same and (theirs.model.path, theirs.model.loras) == (own.model.path, own.model.loras):
         return with_trained_teacher(own.model_copy(update={"first": theirs.first}), run.path)
     if recipe.first:
         raise UserError(
@@ -73,8 +74,10 @@ def start_from(program: Distillation, place: str, base: str) -> str:
     """
     run = RunFolder.open(Path(place))
     if run.origin().get("base", base) != base:
+        theirs = with_trained_teacher(run.recipe(), run.path).model
         raise UserError(
-            f"start {place} was trained on another base than model.path with model.loras; set both as they are there"
+            f"start {place} was trained on another base; set model.path to {theirs.path}"
+            f"{f' and model.loras to {show(theirs.loras)}' if theirs.loras else ''}, as it was there"
         )
     checkpoint = _newest(run)
     tensors, _ = read_safetensors(checkpoint)

@@ -55,8 +55,8 @@ def told(schedule: Schedule, model: SharedModel) -> Schedule:
 def teacher_note(recipe: Recipe, run: Path) -> str:
     """What a user of a run's LoRA must load beside it; "" where its base is the plain model."""
     taught = with_trained_teacher(recipe, run).model
-    if taught.path != recipe.model.path:
-        return f"its base is not the plain model but the fine-tuned one, {FIRST}/{FOLDER}/{_last_name(taught.path)}"
+    if Path(taught.path).name == FULL_NATIVE:  # of this run's first stage, or of a run's that it starts from
+        return f"its base is not the plain model but the fine-tuned one, {_in_its_run(Path(taught.path))}"
     loras = [parse_lora(text) for text in taught.loras]
     names = [f"{_in_its_run(path)} at {strength:g}" for path, strength in loras]
     alike = any(path.name == NATIVE for path, _ in loras)
@@ -147,9 +147,11 @@ def without_places(recipe: Recipe) -> Recipe:
     return rewritten(recipe, lambda key, place: "" if key == "data.cache" else _last_name(place))
 
 
-def _in_its_run(lora: Path) -> str:
-    """The name of a LoRA file, and where every run's student is called alike the run's, too."""
-    return "/".join(lora.parts[-3:]) if lora.name == NATIVE else lora.name
+def _in_its_run(file: Path) -> str:
+    """The name of a file, and of a run's student, which are all called alike, its place in the run's folder, too."""
+    if file.name not in (NATIVE, FULL_NATIVE):
+        return file.name
+    return "/".join(file.parts[-4:] if file.parts[-3:-2] == (FIRST,) else file.parts[-3:])
 
 
 def _last_name(path: str) -> str:

@@ -323,6 +323,7 @@ def test_the_recipe_of_animatediff_asks_for_what_the_models_are_made_for() -> No
     """Levels are those of four evenly spaced timesteps, and noise goes to .98 of all, of both models' betas."""
     from diffusers import UNetMotionModel
 
+    from w2svd_core.flow import score_times
     from w2svd_core.heads import Taps
 
     recipe, small = (cast(Any, load_recipe(name)) for name in ("animatediff_avdm2", "portraits_avdm2_unets"))
@@ -330,8 +331,13 @@ def test_the_recipe_of_animatediff_asks_for_what_the_models_are_made_for() -> No
     even = [*levels["animatediff"][[999, 749, 499, 249]].tolist(), 0.0]
     for own in (recipe, small):
         assert own.student.sigmas == pytest.approx(even, abs=1e-4)
-        assert own.matching.score_max == pytest.approx(float(levels["animatediff"][979]), abs=1e-4)
-        assert own.frame_matching.score_max == pytest.approx(float(levels["image_unet"][979]), abs=1e-4)
+        for section, family in ((own.matching, "animatediff"), (own.frame_matching, "image_unet")):
+            least, most = (float(levels[family][t]) for t in (19, 979))
+            assert (section.score_min, section.score_max) == pytest.approx((least, most), abs=4e-4)
+            law = {"law": section.score_law, "shift": section.score_shift, "lowest": least, "highest": most}
+            drawn = score_times(4096, **law, generator=torch.Generator().manual_seed(0))
+            high = float((levels[family] > 0.9).double().mean())  # of timesteps
+            assert abs(float((drawn > 0.9).double().mean()) - high) < 0.2
     assert recipe.model.encoders == "own" and recipe.frame_matching.way == "latent"
     with torch.device("meta"):
         model: Any = UNetMotionModel()  # as Stable Diffusion 1.5 is laid out

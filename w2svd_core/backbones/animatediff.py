@@ -23,6 +23,7 @@ class AnimateDiff(UNetBackbone):
 
     name = "animatediff"
     class_name = "UNetMotionModel"
+    not_in_comfyui = "ComfyUI's core has no motion modules; sample it as above, or in diffusers' AnimateDiffPipeline"
     timesteps = Timesteps("linear")
 
     def sizes(self, architecture: Architecture) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -150,6 +150,10 @@ class Backbone(Protocol):
         Raises:
             UserError: as `encoder_source`.
         """
+        ...
+
+    def doubts(self, place: str) -> Sequence[str]:
+        """What the name of a model's folder or file says against training it, a sentence each."""
         ...
 
     def check_fit(self, model: nn.Module, latents: LatentGeometry, width: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
@@ -57,6 +57,12 @@ class NativeBackbone:
             fps=16, frames=81, negative_prompt="", guidance_scale=1.0 if told else 5.0, shift=5.0, needs=(TEXT,),
             takes=(GUIDANCE,) if told else (), repository="", gigabytes=2e-9 * count,
         )  # fmt: skip
+
+    def doubts(self, place: str) -> Sequence[str]:
+        from . import FAMILIES, backbone
+
+        known = next((one for one in map(backbone, FAMILIES) if one.keys is self.keys), None)
+        return known.doubts(place) if known else ()
 
     def check_fit(self, model: nn.Module, latents: LatentGeometry, width: int) -> None:
         wanted = self.latents(model)

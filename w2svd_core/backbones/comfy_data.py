@@ -151,10 +151,10 @@ def native_data(
 
     def started(entry: Conditioning, like: Tensor) -> Condition:
         found = row(entry, like)
-        if getattr(model, "image_to_video", False) and "c_concat" in found.fields and START not in entry[0][1]:
+        if _needs_start(model) and "c_concat" in found.fields and START not in entry[0][1]:
             raise UserError(  # core has put zeros there
                 "the MODEL makes a clip from its first frame, and a CONDITIONING gives none; connect what ComfyUI's "
-                "node for that model (WanImageToVideo) puts out, one for each clip"
+                "image-to-video node for that model (WanImageToVideo, say) puts out, one for each clip"
             )
         return found
 
@@ -258,6 +258,11 @@ def _clips(model: Any, latent: Latent) -> list[Tensor]:
         raise UserError("a LATENT has a noise mask, which a training can't use; remove it")
     seen = model.process_latent_in(samples.detach().clone().float()).cpu()
     return list(seen.split(1))
+
+
+def _needs_start(model: Any) -> bool:
+    """Whether core's class is one of those that start from an image; others with channels for one do without, too."""
+    return bool(getattr(model, "image_to_video", False)) or "concat_image" in getattr(model, "concat_keys", ())
 
 
 def _alike(rows: Sequence[Condition], null: Condition) -> tuple[list[Condition], Condition]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any, TypeVar
 
 from .class_config import bundled_config
@@ -26,20 +25,6 @@ class Published:
     config: str
     repository: str
     gigabytes: float
-
-
-ONE_EXPERT = ("high_noise", "low_noise")  # in the names of Wan 2.2 A14B's files, whose shapes are Wan 2.1 14B's
-
-
-def told_by_name(place: str) -> str:
-    """What the name of a model's file says against training it, where its shapes do not; "" = nothing."""
-    name = Path(place).name.lower()
-    if not any(part in name for part in ONE_EXPERT):
-        return ""
-    return (
-        f"{Path(place).name} is named as one of the two experts of Wan 2.2 A14B, which knows half of the noise levels "
-        "and is asked at all of them; take Wan 2.1 14B or Wan 2.2 TI2V 5B, both experts are not supported yet"
-    )
 
 
 Variant = TypeVar("Variant", bound=Published)

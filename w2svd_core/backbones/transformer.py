@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,6 +88,9 @@ class Transformer(ABC):
     @abstractmethod
     def source(self, settings: Model, config: Config, text: torch.dtype, device: torch.device) -> EncoderSource:
         """`encoder_source` of a model of this config; `text` is the text encoders' precision."""
+
+    def doubts(self, place: str) -> Sequence[str]:
+        return ()
 
     def blocks(self, model: nn.Module) -> Iterable[nn.Module]:
         return [block for name in self.block_lists for block in getattr(model, name)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +45,7 @@ class UNetBackbone(ABC):
     class_name: str
     files = "a file that this project wrote"  # those that are read, for messages
     frame_by_frame = True
-    not_in_comfyui = "ComfyUI's core has no motion modules; sample it as above, or in diffusers' AnimateDiffPipeline"
+    not_in_comfyui = ""
     timesteps: Timesteps
     lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
     keys: KeyMap = UNetKeys()
@@ -172,6 +172,9 @@ class UNetBackbone(ABC):
 
     def start_encoder(self, settings: Model, codec: Codec) -> StartEncoder | None:
         return None
+
+    def doubts(self, place: str) -> Sequence[str]:
+        return ()
 
     def check_fit(self, model: nn.Module, latents: LatentGeometry, width: int) -> None:
         config = config_of(model)

@@ -7,7 +7,7 @@ first latent frame is clean and its tokens have time 0, so that nothing is to be
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +28,7 @@ from .transformer import Config, Transformer, Words, seen
 from .wan_config import config_at
 from .wan_loading import hollow_model, load_model, new_model, stays_wide
 from .wan_probe import probe_of
-from .wan_variants import MASK, TI2V_CHANNELS, facts_of, geometry_of, kind_of, needs_of, takes_of
+from .wan_variants import MASK, TI2V_CHANNELS, doubts, facts_of, geometry_of, kind_of, needs_of, takes_of
 
 NATIVE_TEXT_DIM = 4096  # what native loaders expect of UMT5; narrower prompt embeddings are zero-padded to it
 if TYPE_CHECKING:
@@ -54,6 +54,9 @@ class WanBackbone(Transformer):
     keys: KeyMap = wan_keys
     words = Words(new_model, load_model, config_at, geometry_of, facts_of, probe_of, _to_native, stays_wide)
     block_lists = ("blocks",)
+
+    def doubts(self, place: str) -> Sequence[str]:
+        return doubts(place)
 
     def build(self, architecture: Architecture) -> nn.Module:
         a = architecture

@@ -61,6 +61,20 @@ TWIN = "Wan 2.1 T2V 14B"  # the experts of Wan 2.2 T2V A14B have its shapes
 TWIN_NAME = f"{TWIN} (or one expert of Wan 2.2 T2V A14B: its tensors have the same shapes)"
 
 
+ONE_EXPERT = ("high_noise", "low_noise")  # in the names of its files
+
+
+def doubts(place: str) -> list[str]:
+    """What the name of a model's file says against training it where its shapes do not, a sentence each."""
+    name = Path(place).name
+    if not any(part in name.lower() for part in ONE_EXPERT):
+        return []
+    return [
+        f"{name} is named as one expert of Wan 2.2 A14B, which knows a part of the noise levels and is asked at all of "
+        f"them; {TWO_EXPERTS}, take one of {published.names_of(VARIANTS)}"
+    ]
+
+
 def recognised(config: Mapping[str, Any]) -> Variant | None:
     """The published model with these sizes; None for one of another size."""
     return published.recognised(config, VARIANTS, TOLD_BY)

@@ -103,7 +103,7 @@ class Added(Term):
                 f"data_forcing.clip_share {settings.clip_share:g} takes the clip out of the difference of scores, and "
                 "at 1 nothing of it is left; set it to 0, or data_forcing.space to x0"
             )
-        if settings.lowest_sigma >= recipe.matching.score_max:
+        if settings.lowest_sigma > recipe.matching.score_max:
             return (
                 f"data_forcing.lowest_sigma {settings.lowest_sigma:g} lies above every score "
                 f"(matching.score_max {recipe.matching.score_max:g}), so no row would be asked about a clip; lower it"

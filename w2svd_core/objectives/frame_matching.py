@@ -229,15 +229,15 @@ class Added(Term):
 @contextlib.contextmanager
 def named_as_the_image_models() -> Iterator[None]:
     """Errors of loading a model name `model.path` and `model.family`; the image model's have names of their own."""
+    from ..backbones.fits import OTHER_MODEL
     from ..errors import UserError
 
     try:
         yield
     except UserError as error:
+        text = str(error).replace(OTHER_MODEL, f"name another one in {SECTION}.model")
         ours = {"model.path": f"{SECTION}.model", "model.family": f"{SECTION}.family"}
-        raise UserError(
-            re.sub(r"(?<![\w.])model\.(path|family)\b", lambda found: ours[found[0]], str(error))
-        ) from error
+        raise UserError(re.sub(r"(?<![\w.])model\.(path|family)\b", lambda found: ours[found[0]], text)) from error
 
 
 def image_model(settings: Settings, stage: Stage, codec: Codec | None) -> SharedModel:
