@@ -158,11 +158,10 @@ class Train(io.ComfyNode):
         folder = run_folder(name)
         work = work_of(model, dataset, vae)
         recipe = recipe_of(work, folder, shift, settings)
-        unmeant = left_as_portraits(recipe, work.base) if settings else ""
         if work.prompts:
             runs.write_prompts(folder, work.prompts)
         watch = NodeWatch(str(cls.hidden.unique_id), folder, recipe.data.fps)
-        if unmeant:
+        if settings and (unmeant := left_as_portraits(recipe, work.base)):
             watch.say(f"warning: {unmeant}")
         with torch.inference_mode(False), torch.enable_grad():
             train(recipe, folder, work, watch)

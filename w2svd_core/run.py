@@ -120,12 +120,15 @@ class RunFolder:
             lock.acquire()
             for half in (self.path / "checkpoints").glob(".*-*.safetensors"):  # `atomic_write`'s, as large as a model
                 half.unlink(missing_ok=True)
-        except Timeout as error:
-            raise UserError(
-                f"another process trains in {self.path}; wait until it ends, or stop it, or delete {place} if none does"
-            ) from error
-        except (OSError, NotImplementedError):
-            pass  # no locks here; what else may be wrong with the folder, its first file tells
+        except (
+            OSError,
+            NotImplementedError,
+        ) as error:  # else: no locks here, or a fault that the first file tells
+            if isinstance(error, Timeout):
+                raise UserError(
+                    f"another process trains in {self.path}; wait until it ends, or stop it, or delete {place} if none "
+                    "does"
+                ) from error
         try:
             yield
         finally:

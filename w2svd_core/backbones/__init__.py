@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ..errors import UserError
 
 if TYPE_CHECKING:
-    from .base import Backbone
+    from .base import Backbone, KeyMap
 
 
 def _wan() -> Backbone:
@@ -75,6 +75,11 @@ def backbone(family: str) -> Backbone:
     if family not in FAMILIES:
         raise UserError(f"model.family {family!r} is not known; use one of: {', '.join(sorted(FAMILIES))}")
     return FAMILIES[family]()
+
+
+def family_of_keys(keys: KeyMap | None) -> Backbone | None:
+    """The family with these very names of layers; None for a model that this project does not know."""
+    return next((family for family in map(backbone, FAMILIES) if family.keys is keys), None)
 
 
 def family_of_lora(keys: Collection[str], model: str = "") -> Backbone:

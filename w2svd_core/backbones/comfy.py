@@ -19,7 +19,7 @@ from ..errors import UserError
 from ..memory import free_memory
 from ..objectives import clips_for
 from ..settings import Recipe
-from . import FAMILIES, backbone
+from . import family_of_keys
 from .comfy_backbone import NativeBackbone, refuse_other_processes
 from .comfy_data import embedded_guidance as embedded_guidance
 from .comfy_data import native_data as native_data
@@ -45,8 +45,8 @@ def settings_of(patcher: Any) -> dict[str, Any]:
 
 def family_name(patcher: Any) -> str:
     """The family of a MODEL, by its name in `FAMILIES`; "" for one that this project does not know."""
-    keys = family_of_model(patcher.model)
-    return next((name for name in FAMILIES if backbone(name).keys is keys), "")
+    known = family_of_keys(family_of_model(patcher.model))
+    return known.name if known else ""
 
 
 @contextlib.contextmanager

@@ -59,9 +59,9 @@ class NativeBackbone:
         )  # fmt: skip
 
     def doubts(self, place: str) -> Sequence[str]:
-        from . import FAMILIES, backbone
+        from . import family_of_keys
 
-        known = next((one for one in map(backbone, FAMILIES) if one.keys is self.keys), None)
+        known = family_of_keys(self.keys)
         return known.doubts(place) if known else ()
 
     def check_fit(self, model: nn.Module, latents: LatentGeometry, width: int) -> None:
