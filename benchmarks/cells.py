@@ -170,6 +170,11 @@ class Cell:
         return found if all(then[key] == now[key] for key in then.keys() & now.keys()) else None
 
 
+def names_measured(out: Path) -> set[str]:
+    """The rows that there are finished cells of; of several that share one it names the first that was measured."""
+    return {json.loads(path.read_text(encoding="utf-8"))["row"] for path in (out / "cells").glob("*.json")}
+
+
 def chain(subject: Subject, itself: bool) -> list[Subject]:
     """The trainings that a subject needs, in order, and its own as the last where that is asked for."""
     before = [one for need in subject.needs.values() for one in chain(need, True)]

@@ -21,6 +21,7 @@ from w2svd_core.tables import SHORT_UNITS, UNITS, number, title
 
 METRICS = ("frechet_video", "frechet_frame", "motion", "flicker", "saturation", "diversity", "adherence", "identity")
 NOT_RUN = "not run"
+ONCE = 0.02  # share by which two rows have to differ that were measured once, and so have no spread
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def heading(plan: Plan, lines: Mapping[str, Line], about: str, command: str) -> 
     from_frame = " (rows from a first frame: of `portraits_image`)"
     return (
         f"# Results\n\n{about}. "
-        f"Written by `{command}`; every number is out of a cell that calls of this command made. Measured on "
+        f"Written by `{command}`; numbers are out of cells that calls of this command made. Measured on "
         f"{'; '.join(machines) or 'no machine yet'}.\n\n"
         f"Seeds {', '.join(map(str, o.seeds))}: mean ± half the distance from the smallest to the largest. {o.clips} "
         f"clips in each cell, held-out portraits from seed {TEST} on, the same captions and noise seeds for all. "
@@ -119,7 +120,8 @@ def heading(plan: Plan, lines: Mapping[str, Line], about: str, command: str) -> 
         f"{sweep} Wall time is that of the rounds alone, of the run that a row starts from too; peak memory is the "
         f"whole process's, or the GPU's where one is at hand.{elsewhere(lines)}{noted(plan, lines)}{mixed(lines)}\n\n"
         "The Fréchet distances use this project's own networks: they compare with each other, and with no published "
-        "number. The best of 9 Euler samplers is chosen on the test portraits themselves, in the teacher's favour."
+        "number; clips of another length, or from a first frame, compare among themselves. The best of 9 Euler "
+        "samplers is chosen on the test portraits themselves, in the teacher's favour."
     )
 
 
@@ -280,7 +282,9 @@ def verdict(claim: Claim, lines: Mapping[str, Line]) -> str:
         return -abs(value - aim) if aim is not None else value if claim.higher else -value
 
     ahead = goodness(own) - goodness(other)
-    if abs(ahead) <= better.spread(claim.metric) + worse.spread(claim.metric):
+    several = any(len(line.values(claim.metric)) > 1 for line in (better, worse))
+    spread = better.spread(claim.metric) + worse.spread(claim.metric) if several else ONCE * max(abs(own), abs(other))
+    if abs(ahead) <= spread:
         return ALIKE
     return AGREES if ahead > 0 else DISAGREES
 
@@ -291,6 +295,7 @@ def claims(lines: Mapping[str, Line]) -> str:
         "## The papers' orders",
         "",
         f"{ALIKE[0].upper()}{ALIKE[1:]}: the difference is no larger than the spreads of the two rows' seeds together. "
+        f"What is not trained is measured once and has no spread: two such rows are alike within {ONCE:.0%} (ours). "
         "The papers' numbers are of other models, clips and metrics.",
         "",
         "| before | after | source | theirs | our metric | ours | order |",
@@ -302,7 +307,12 @@ def claims(lines: Mapping[str, Line]) -> str:
         ours = [lines[claim.better], lines[claim.worse]]
         numbers = [with_spread(line, claim.metric) or NOT_RUN for line in ours]
         aim = f", nearer to {claim.target}" if claim.target else ", higher" if claim.higher else ", lower"
-        words = [*(line.row.title for line in ours), claim.source, claim.theirs, title(claim.metric) + aim]
+        words = [
+            *(f"{line.row.title} (`{line.row.name}`)" for line in ours),
+            claim.source,
+            claim.theirs,
+            title(claim.metric) + aim,
+        ]
         found = verdict(claim, lines)
         found += f" ([why]({claim.page}))" if found == DISAGREES else ""
         text.append("| " + " | ".join([*words, " against ".join(numbers), found]) + " |")
@@ -321,7 +331,8 @@ def grid_table(lines: Mapping[str, Line]) -> list[str]:
     parts = ["## alpha_weak against guidance", ""]
     parts += [
         "Linearised (methods of W2SVD, our reading), the shift damps the matching by 1 - alpha_weak and leaves the "
-        "guidance as it is: rows with the same (guidance - 1) / (1 - alpha_weak) should be alike. One seed."
+        "guidance as it is: rows with the same (guidance - 1) / (1 - alpha_weak) should be alike. One seed, at the "
+        "recipe's own rates."
     ]
     for metric in ("frechet_video", "saturation"):
         heads = " | ".join(f"guidance {scale:g}" for scale in scales)

@@ -108,23 +108,28 @@ def flops_curve(lines: Lines, plan: Plan) -> Any:
 def at_budgets(line: Line, plan: Plan) -> list[tuple[float, float]]:
     """(TFLOP, mean distance) of a row's test at every budget that this folder has results of.
 
-    They come from other calls with another `--budget`: the same settings but for seed, rates and number of updates. Of
-    rates that were tried on the test of a budget, those with the most seeds count, which are the ones that it chose.
+    The page's own is the line's. Others come from calls with another `--budget`: of rates that were tried on the test
+    there, those with the most seeds count, which are the ones that the call chose.
     """
-
-    def about(cell: Any) -> Any:
-        loose = ("seed", "train.steps", *(key for key in cell["recipe"] if key.endswith(".lr")))
-        settings = {key: value for key, value in cell["recipe"].items() if key not in loose}
-        return [settings, sorted(cell["needs"]), *(cell[key] for key in ("kind", "clips", "evaluate_seed", "assets"))]
-
-    own, groups = about(line.results[0]), dict[float, dict[float, list[float]]]()
+    own = line.results[0]
+    groups: dict[float, dict[float, list[float]]] = {}
     for path in sorted((plan.out / "cells").glob("*.json")):
         cell = json.loads(path.read_text(encoding="utf-8"))
-        if about(cell) == own:
+        if differ_in_budget(cell, own):
             of_rate = groups.setdefault(cell["train_flops"] / 1e12, {})
             of_rate.setdefault(cell["recipe"]["student.lr"], []).append(cell["values"]["frechet_video"])
-    chosen = {flops: max(of_rate.values(), key=len) for flops, of_rate in sorted(groups.items())}
-    return [(flops, sum(values) / len(values)) for flops, values in chosen.items()]
+    chosen = {flops: max(of_rate.values(), key=len) for flops, of_rate in groups.items()}
+    chosen[own["train_flops"] / 1e12] = line.values("frechet_video")
+    return [(flops, sum(values) / len(values)) for flops, values in sorted(chosen.items())]
+
+
+def differ_in_budget(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two cells measure the same but for seed, rates and number of updates, as far as both know a setting."""
+    keys = one["recipe"].keys() & other["recipe"].keys()
+    same = [key for key in keys if key not in ("seed", "train.steps") and not key.endswith(".lr")]
+    alike = all(one[key] == other[key] for key in ("kind", "clips", "evaluate_seed", "assets"))
+    alike &= one["needs"].keys() == other["needs"].keys()
+    return alike and all(one["recipe"][key] == other["recipe"][key] for key in same)
 
 
 def grid_map(lines: Lines, plan: Plan) -> Any:

@@ -6,9 +6,9 @@
     python benchmarks/results.py --list
 
 Each row and seed is a cell with a JSON of its own: a finished one is not run again, a stopped training goes on, and
-what has not run says so. Writes `docs/results.md`, its plots, and `docs/results.json`, which holds all cells: what
-stands there is not run again, on another machine either. With `--docs` and `--out` elsewhere everything is measured
-anew. Where a CUDA GPU is at hand the table is a larger one, `docs/results_large.md`, with a teacher that is trained
+what has not run says so. Writes `docs/results.md`, its plots, a page of its own for another `--budget`, and
+`docs/results.json`, which holds all cells: what stands there is not run again, on another machine either. With
+`--docs` and `--out` elsewhere everything is measured anew. Where a CUDA GPU is at hand the table is a larger one, `docs/results_large.md`, with a teacher that is trained
 first. Settings go over every row's, those of such teachers, too.
 """
 
@@ -20,10 +20,11 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from cells import Cell, adopt
+from cells import Cell, adopt, names_measured
 from page import write_page
 from plan import Costs, Options, Plan, adoptable, trainings
 from record import give, take
@@ -77,11 +78,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         sweep_clips=args.sweep_clips, sweep_budget=args.sweep_budget, winner=args.winner,
         settings={**size.settings, **settings},
     )  # fmt: skip
-    plan = Plan(rows, options, out, Costs(out / "flops.json"))
-    page = args.docs / f"{size.page}.md"
-    record = page.with_suffix(".json")
-    if count := take(record, out, plan.costs):
+    costs = Costs(out / "flops.json")
+    record = args.docs / f"{size.page}.json"
+    if count := take(record, out, costs):
         print(f"{count} cells are known from {record}")
+    gridded = args.grid or not names_measured(out).isdisjoint(row.name for row in size.grid)
+    plan = Plan((*size.rows, *(size.grid if gridded else ())), options, out, costs)
     if args.adopt:
         candidates = trainings(adoptable(plan, wanted))
         for line in [line for folder in args.adopt for line in adopt(folder, candidates, out)]:
@@ -91,11 +93,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     with stopped_by_ctrl_c(workers):
         workers.run(lambda: planned(plan, wanted))
-    plan.costs.counting = False  # what was not counted has no cell
-    give(record, out, plan.costs)
-    write_page(plan, page, size.about, command(argv, name))
+    costs.counting = False  # what was not counted has no cell
+    give(record, out, costs)
     left = sum(cell.read(out) is None for cell in planned(plan, wanted))
-    print(f"wrote {page}" + (f"; {left} cells have not run" if left else ""))
+    for budget in dict.fromkeys((1.0, options.budget)):  # the page of a budget of 1 has the plot over all of them
+        page = args.docs / f"{size.page}{'' if budget == 1 else f'_x{budget:g}'}.md"
+        own = Plan(plan.rows.values(), replace(options, budget=budget), out, costs)
+        write_page(own, page, size.about, command(argv, name))
+        print(f"wrote {page}" + (f"; {left} cells have not run" if left and budget == options.budget else ""))
     for key, log in workers.failed.items():
         print(f"failed: {key}, see {log}", file=sys.stderr)
     return INTERRUPTED if workers.stopping else 1 if workers.failed else 0
@@ -113,6 +118,7 @@ def chosen(rows: Iterable[Row], names: Sequence[str] | None) -> list[Row]:
             near = difflib.get_close_matches(name, known, 1)
             sizes = [size for size, one in SIZES.items() if name in {row.name for row in (*one.rows, *one.grid)}]
             hint = f"did you mean {near[0]}" if near else f"--size {sizes[0]} may have it" if sizes else "see --list"
+            hint = "add --grid" if name in {row.name for one in SIZES.values() for row in one.grid} else hint
             raise UserError(f"There is no row {name} here; {hint}.")
     return list(known.values()) if names is None else [known[name] for name in names]
 

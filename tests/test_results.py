@@ -296,10 +296,12 @@ def test_what_has_not_run_says_so_and_what_has_prints_mean_spread_and_factor(
     assert "(1 of 2 seeds)" in line["w2s_25_gt"]
     assert "not run" in line["avdm2"] and "not run" in line["teacher"]
     assert "there is no recipe portraits_avdm2 yet" in page or "portraits_avdm2" in load_names()
-    orders = [x for x in page.splitlines() if x.startswith("| W2S, alpha_weak .25, own path | DMD2, LoRA")]
+    orders = [x for x in page.splitlines() if x.startswith("| W2S, alpha_weak .25, own path (`w2s`) | DMD2, LoRA")]
     assert len(orders) == 1 and orders[0].endswith("| 3.00 ± 1.00 against 8.50 ± 0.500 | agrees |")
     assert page.count("**disagrees** ([why](w2svd.md))") == page.count("**disagrees**") == 1  # motion of alpha_weak .75
-    lacking = [x for x in page.splitlines() if x.startswith("| W2S, alpha_weak 0.25 | W2S, alpha_weak 0.25, ground")]
+    lacking = [
+        x for x in page.splitlines() if x.startswith("| W2S, alpha_weak 0.25 (`w2s_25`) | W2S, alpha_weak 0.25, ground")
+    ]
     assert len(lacking) == 1 and lacking[0].endswith("| not all seeds yet |")
     assert {path.name for path in (tmp_path / "docs" / "results").iterdir()} == {"alpha_weak.png"}
 
@@ -308,25 +310,6 @@ def load_names() -> tuple[str, ...]:
     from w2svd_core.config import recipe_names
 
     return recipe_names()
-
-
-def test_orders_within_the_spread_are_not_told_apart_and_aims_are_distances(bench: Any) -> None:
-    def line(name: str, *values: float) -> Any:
-        planned = bench.plan.Planned(test=list(values))
-        return bench.page.Line(bench.rows.Row(name, name, ""), planned, [{"values": {"x": v}} for v in values])
-
-    lines = {"a": line("a", 1.0, 3.0), "b": line("b", 2.5), "far": line("far", 9.0), "aim": line("aim", 8.0)}
-    claim = bench.rows.Claim
-
-    def say(better: str, worse: str, **rest: Any) -> str:
-        return bench.page.verdict(claim(better, worse, "x", "", "", **rest), lines)
-
-    assert say("a", "b") == "can't be told apart"
-    assert say("a", "far") == "agrees" and say("a", "far", higher=True) == "**disagrees**"
-    assert say("far", "a", target="aim") == "agrees"
-    lines["part"] = bench.page.Line(lines["b"].row, bench.plan.Planned(test=[1, 2]), lines["b"].results)
-    assert say("part", "far") == say("far", "part") == "not all seeds yet"
-    assert say("a", "none") == "not run" and say("a", "b", target="none") == "not run"
 
 
 def test_a_row_took_what_it_started_from_too(bench: Any, tmp_path: Path) -> None:
@@ -342,21 +325,6 @@ def test_a_row_took_what_it_started_from_too(bench: Any, tmp_path: Path) -> None
     assert bench.cells.spent(whole, tmp_path) == {"train_seconds": 22.0 * every, "peak_memory": 9, "adopted": True}
 
 
-def test_quality_over_flops_is_drawn_of_several_budgets(bench: Any, tmp_path: Path, costs: Any) -> None:
-    plan = plan_of(bench, tmp_path, costs, seeds=(0, 1), sweep_budget=0.5)
-    row = plan.rows["w2s"]
-    for cell, distance in zip(plan.of(row).cells, (3.0, 1.0, 2.0), strict=True):
-        finish(cell, tmp_path, frechet_video=distance)
-    for cell, distance in zip(plan.of(row).test, (4.0, 6.0), strict=True):
-        finish(cell, tmp_path, frechet_video=distance)
-    assert bench.pictures.flops_curve(bench.page.lines_of(plan), plan) is None
-    other = plan_of(bench, tmp_path, costs, seeds=(0,), budget=2.0, sweep=())
-    finish(other.of(row).test[0], tmp_path, frechet_video=2.5)
-    line = bench.page.lines_of(plan)["w2s"]
-    assert bench.pictures.flops_curve({"w2s": line}, plan) is not None
-    assert bench.pictures.at_budgets(line, plan) == [(pytest.approx(260e-12), 5.0), (pytest.approx(520e-12), 2.5)]
-
-
 # ---- the command
 
 
@@ -365,6 +333,7 @@ def test_quality_over_flops_is_drawn_of_several_budgets(bench: Any, tmp_path: Pa
     [
         (("--rows", "dmd"), "did you mean dmd2"),
         (("--size", "large", "--rows", "image_28"), "--size small may have it"),
+        (("--rows", "grid_25_115"), "add --grid"),
         (("--winner", "winner_4"), "no row winner_4"),
         (("--winner", "teacher"), "no row teacher"),
     ],
