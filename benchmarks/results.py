@@ -9,7 +9,8 @@ Each row and seed is a cell with a JSON of its own: a finished one is not run ag
 what has not run says so. Writes `docs/results.md`, its plots, a page of its own for another `--budget`, and
 `docs/results.json`, which holds all cells: what stands there is not run again, on another machine either. With
 `--docs` and `--out` elsewhere everything is measured anew. Where a CUDA GPU is at hand the table is a larger one,
-`docs/results_large.md`, with a teacher that is trained first. Settings go over every row's, those of such teachers, too.
+`docs/results_large.md`, with a teacher that is trained first. Settings go over every row's, those of
+such teachers, too.
 """
 
 from __future__ import annotations

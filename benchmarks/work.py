@@ -42,7 +42,7 @@ class Workers:
     failed: dict[str, Path] = field(default_factory=dict)
     stopping: bool = False
     _children: dict[int, subprocess.Popen[str]] = field(default_factory=dict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _lock: threading.RLock = field(default_factory=threading.RLock)  # a second signal may interrupt `stop`
 
     def run(self, cells: Callable[[], Sequence[Cell]]) -> None:
         """Do what is left of the cells, which are asked for again whenever a job has ended."""

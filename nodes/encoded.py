@@ -58,7 +58,7 @@ class EncodeClips(io.ComfyNode):
         from .progress import NodeProgress
 
         progress = NodeProgress(str(cls.hidden.unique_id))
-        settings = {"data.folder": clip_place(folder), **setting_values(given)}
+        settings = {"data.folder": clip_place(folder), "evaluate.clips": 0, **setting_values(given)}
         data = check_recipe(settings, "in Encode Clips from Folder").data
         clips = list_clips(clip_folder(data, progress))
         latents, captions, dropped = [], [], []

@@ -219,8 +219,8 @@ def write_socket(
         if odd:
             raise UserError(f"{odd} has numbers that are not finite in {precision}; save with bf16 or fp32")
     family = family_of_lora(lora) if format == "diffusers" else backbone(USUAL)  # others' native keys stay as they are
-    keys, unknown = family.keys, list[str]()
-    pairs, _ = lora_of(lora, {}, keys, Path("the LORA_MODEL"), unknown)
+    keys = family.keys
+    pairs, _, unknown = lora_of(lora, {}, keys, Path("the LORA_MODEL"))
     plain = pairs and not unknown and not any(key.endswith((".diff", ".diff_b")) for key in lora)
     if plain:
         write_lora(path, pairs, about, format=format, key_map=keys)  # type: ignore[arg-type]  # one of FORMATS

@@ -103,8 +103,7 @@ def as_native(
 
     if keys is None:
         return NativeLora(tensors, (), source, LoraMetadata.from_strings(strings, source))
-    unknown: list[str] = []
-    pairs, about = lora_of(tensors, strings, keys, path, unknown)
+    pairs, about, unknown = lora_of(tensors, strings, keys, path)
     found = native_tensors(pairs, keys)
     for key, tensor in tensors.items():
         whose = change_of(key, keys)

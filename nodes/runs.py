@@ -58,16 +58,20 @@ def is_of_recipe(run: RunFolder, recipe: Recipe) -> bool:
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether a run has its student and clips of that very one; ended elsewhere it has none, or older ones."""
+    """Whether a run has its student of this recipe, and clips of that very one; ended elsewhere it lacks one."""
     from ..w2svd_core.students import FOLDER, NATIVE
 
-    student, clips = folder / FOLDER / NATIVE, samples_of(folder)
-    return student.is_file() and bool(clips) and clips[0].stat().st_mtime >= student.stat().st_mtime
+    student = folder / FOLDER / NATIVE
+    whole = student.is_file() and student.stat().st_mtime >= (folder / "recipe.yaml").stat().st_mtime
+    return whole and bool(samples_of(folder))
 
 
 def samples_of(folder: Path) -> list[Path]:
-    """The last sample clips of a run that a node has ended."""
-    return sorted((folder / "samples").glob("student-*.mp4"))
+    """The clips of a run's student; those of an older one, or of a preview on the way, are not."""
+    from ..w2svd_core.students import FOLDER, NATIVE
+
+    written = (folder / FOLDER / NATIVE).stat().st_mtime
+    return [clip for clip in sorted((folder / "samples").glob("student-*.mp4")) if clip.stat().st_mtime >= written]
 
 
 def write_recipe(folder: Path, recipe: Recipe) -> None:

@@ -211,6 +211,7 @@ def train(recipe: Recipe, folder: Path, work: Work, watch: Watch) -> None:
     from ..w2svd_core.errors import UserError
     from ..w2svd_core.files import write_text
     from ..w2svd_core.job import carry_out
+    from ..w2svd_core.memory import free_memory
     from ..w2svd_core.run import RunFolder
 
     files, same = folder / runs.FILES, True
@@ -229,6 +230,8 @@ def train(recipe: Recipe, folder: Path, work: Work, watch: Watch) -> None:
             if RunFolder.is_one(folder):  # wrong inputs make none
                 with contextlib.suppress(UserError):  # a full disk has been told already
                     write_text(files, work.files())
+    del make  # with it goes the job, and the adapters on the GPU that the nodes behind this one need for themselves
+    free_memory()
     if code:
         raise management.InterruptProcessingException
 

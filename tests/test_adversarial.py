@@ -165,6 +165,8 @@ def test_a_delay_that_leaves_the_student_without_a_loss_is_refused(new_recipe: R
     with pytest.raises(UserError, match=r"adversarial\.delay 1 leaves the student without any loss until it is over"):
         new_recipe(ON | {"matching.weight": 0.0, "adversarial.delay": 1})
     new_recipe(ON | {"matching.weight": 0.0, "adversarial.delay": 1, "frame_matching.weight": 1.0})
+    with pytest.raises(UserError, match=r"adversarial\.lr 0 leaves its heads as they begin"):
+        new_recipe(ON | {"adversarial.lr": 0.0})
 
 
 def test_the_logged_loss_is_the_discriminators_own(new_program: Programs, new_recipe: Recipes) -> None:

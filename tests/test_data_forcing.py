@@ -94,6 +94,8 @@ def test_probability_zero_is_matching_bit_for_bit(new_program: Programs, new_rec
     off = trained(new_program(new_recipe({"data_forcing.probability": 0.0, "data_forcing.alpha_weak": 0.7})))
     forced = trained(new_program(new_recipe({"data_forcing.probability": 1.0})))
     assert alike(plain, off) and not alike(plain, forced)
+    program = new_program(new_recipe({"data_forcing.probability": 1e-9, "data_forcing.alpha_weak": 0.7}))
+    assert "data_forcing" in program.terms and alike(plain, trained(program))  # it is there, and its coin does not fall
 
 
 @pytest.mark.parametrize("space", ["x0", "score"])

@@ -136,7 +136,12 @@ def test_resume_refuses_a_run_of_another_recipe(place: Path, run: Path, door: Do
     render_folder(place / "other clips", 4, 100, 5, 32, 32, 8.0)
     (part / "recipe.yaml").write_text(text.replace(str(place / "clips"), str(place / "other clips")))
     code, _, err = door(train.main, "--resume", part)  # its last line comes after a progress bar
-    assert code == 2 and "other clips than data.folder" in err.splitlines()[-1]
+    assert code == 2 and "other clips, prompts or encoders than" in err.splitlines()[-1]
+    longer = text.replace("  steps: 2\n", "  steps: 1\n")
+    assert longer != text
+    (part / "recipe.yaml").write_text(longer)
+    code, _, err = door(train.main, "--resume", part)
+    assert code == 2 and "has 2 updates behind it, and train.steps is 1; raise it to 2 or more" in err.splitlines()[-1]
     newest = max((part / "checkpoints").iterdir())
     newest.write_bytes(newest.read_bytes()[:1000])
     (part / "recipe.yaml").write_text(text)

@@ -13,7 +13,7 @@ import torch
 
 from w2svd_core.config import check_recipe
 from w2svd_core.errors import UserError, guarded
-from w2svd_core.files import atomic_write, read_safetensors, write_safetensors, write_text
+from w2svd_core.files import atomic_write, opened_safetensors, read_safetensors, write_safetensors, write_text
 from w2svd_core.hashing import tensors_hash
 from w2svd_core.run import RunFolder
 
@@ -52,6 +52,15 @@ def test_a_truncated_file_is_one_sentence(tmp_path: Path, kept: int) -> None:
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(UserError, match="not a whole safetensors file"):
         read_safetensors(path)
+
+
+def test_too_little_memory_is_no_broken_file(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    write_safetensors(path, {"a": torch.zeros(200)})
+    with pytest.raises(RuntimeError, match="DefaultCPUAllocator"), opened_safetensors(path):
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
+    with pytest.raises(UserError, match="not a whole safetensors file"), opened_safetensors(path):
+        raise RuntimeError("anything else")
 
 
 @pytest.mark.parametrize("kind", ["torch", "old torch", "pickle"])

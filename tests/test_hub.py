@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
+import torch
 from huggingface_hub import constants
 
 from w2svd_core.errors import UserError
 from w2svd_core.hub import fetched
+from w2svd_core.objectives.frame_matching import Settings as FrameSettings
+from w2svd_core.objectives.frame_matching import codecs_of
 from w2svd_core.settings import Model
 
 
@@ -50,3 +55,12 @@ def test_one_that_can_not_be_had_is_one_sentence(name: str) -> None:
         fetched(Model(text_encoder=f"hub:{name}"))
     text = str(caught.value)
     assert text.startswith(f"model.text_encoder hub:{name} could not be fetched (") and "\n" not in text
+
+
+def test_an_image_model_of_the_hub_is_fetched_before_its_vae_is_looked_for(no_network: Path) -> None:
+    settings = FrameSettings(model="hub:someone/else", way="decoded")
+    recipe = SimpleNamespace(model=Model(path="a folder", encoders="own"))
+    source = SimpleNamespace(load_codec=lambda: None)
+    stage = SimpleNamespace(recipe=recipe, source=source, model=SimpleNamespace(device=torch.device("cpu")))
+    with pytest.raises(UserError, match="hub:someone/else could not be fetched"):
+        codecs_of(settings, cast(Any, stage))

@@ -164,7 +164,7 @@ def test_a_file_that_was_trained_on_the_native_layers_keeps_its_rank(tmp_path: P
     save_file(tensors, path)
     pairs, _ = read_lora(path, hunyuan_keys)
     assert len(pairs) == 7 and {pair.rank for pair in pairs.values()} == {8}
-    updates = torch.cat([pairs[f"transformer_blocks.0.attn.to_{n}"].delta() for n in "qkv"])
+    updates = torch.cat([pairs[f"transformer_blocks.0.attn.to_{n}"].delta().float() for n in "qkv"])
     wanted = tensors[f"{QKV}.lora_up.weight"] @ tensors[f"{QKV}.lora_down.weight"] * (2 / 8)
     torch.testing.assert_close(updates, wanted)
     assert pairs["single_transformer_blocks.0.proj_mlp"].up.shape == (40, 8)

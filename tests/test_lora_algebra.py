@@ -15,9 +15,11 @@ from wan_kinds import new_wan
 from w2svd_core import lora_algebra
 from w2svd_core.backbones import backbone, wan_keys
 from w2svd_core.backbones.base import Backbone
+from w2svd_core.config import load_recipe
 from w2svd_core.errors import UserError
 from w2svd_core.lora_algebra import Lora
 from w2svd_core.lora_files import LoraPair, load_into_peft, pairs_from_peft, read_lora, write_lora
+from w2svd_core.places import rewritten
 from w2svd_core.roles import matching
 
 WAN = backbone("wan")
@@ -75,6 +77,12 @@ def write(path: Path, pairs: Pairs, format: str = "native", family: Backbone = W
 )
 def test_a_name_with_its_strength(text: str, found: tuple[str, float]) -> None:
     assert lora_algebra.parse_lora(text) == (Path(found[0]), found[1])
+
+
+@pytest.mark.parametrize(("strength", "written"), [("1", "1"), ("0.80", "0.8"), ("0.3333333333", "0.3333333333")])
+def test_a_strength_stays_as_it_is_when_places_are_rewritten(strength: str, written: str) -> None:
+    recipe = load_recipe("portraits", {"model.loras": f"a.safetensors@{strength}"})
+    assert rewritten(recipe, lambda key, place: place).model.loras == (f"a.safetensors@{written}",)
 
 
 @pytest.mark.parametrize("text", ["", "@0.5", " @1", "a.safetensors@nan", "a.safetensors@-inf"])

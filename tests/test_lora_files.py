@@ -189,7 +189,7 @@ def test_reads_what_peft_saves(tmp_path: Path, rslora: bool) -> None:
     pairs, _ = lora_files.read_lora(tmp_path / "adapter_model.safetensors", wan_keys)
     assert_same(lora_files.pairs_from_peft(model, "default"), pairs)
     layer = model.base_model.model.blocks[0].attn1.to_q
-    assert torch.allclose(pairs["blocks.0.attn1.to_q"].delta(), layer.get_delta_weight("default"), atol=1e-7)
+    assert torch.allclose(pairs["blocks.0.attn1.to_q"].delta().float(), layer.get_delta_weight("default"), atol=1e-7)
 
 
 def test_load_folds_alpha_and_smaller_rank(tmp_path: Path) -> None:

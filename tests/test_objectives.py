@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from w2svd_core.flow import RectifiedFlow, score_times
+from w2svd_core.numbers import motion_of
 from w2svd_core.objectives.distribution_matching import matching_gradient, matching_loss, relative_diversity, watch
 from w2svd_core.objectives.flow_matching import denoising_loss
 from w2svd_core.objectives.ground_truth import ground_truth_gradient
@@ -148,3 +149,8 @@ def test_the_ground_truth_term_pulls_towards_the_clip() -> None:
     found = ground_truth_gradient(x, fake, data)
     expected = (fake - data) / (x - data).abs().flatten(1).mean(1).view(2, 1, 1, 1, 1)
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
+
+
+def test_a_single_frame_has_no_motion_to_log() -> None:
+    clip = torch.arange(4.0).view(1, 1, 4, 1, 1).expand(2, 3, 4, 5, 5)
+    assert motion_of(clip) == {"student/motion": 1.0} and motion_of(clip[:, :, :1]) == {}

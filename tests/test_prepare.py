@@ -208,6 +208,8 @@ def test_it_goes_on_where_it_was_stopped(settings: Data, monkeypatch: pytest.Mon
 
     with pytest.raises(Stopped):
         prepare(settings, Watched(), stop)
+    shutil.rmtree(settings.cache)
+    assert guarded(lambda: prepare(settings, Watched(), stop).new) == 130  # doors that prepare on their way say so, too
     with pytest.raises(UserError, match=r"are not prepared for this recipe yet; run python -m w2svd_core\.prepare"):
         opened(settings)
     source, told = Watched(), []

@@ -123,3 +123,35 @@ def test_a_start_from_a_run_of_two_stages_has_the_teacher_that_it_made(
     with pytest.raises(UserError, match=r"would make another teacher than start .* clear first, or start"):
         train.main(small(tmp_path / "other", *stages, "--from", str(tmp_path / "shorter")))
     assert not (tmp_path / "other").exists()
+
+
+def test_another_precision_is_named(new_program: Programs, new_recipe: Recipes, tmp_path: Path) -> None:
+    program = new_program(new_recipe())
+    theirs = new_recipe({"model.precision": "bf16"})
+    run = RunFolder.create(theirs, tmp_path / "run")
+    run.made_of = {"base": "the same in bf16", "data": "", "recipe": ""}
+    run.save_checkpoint(1, program.tensors)
+    with pytest.raises(UserError, match=r"model\.precision bf16, and here it is fp32; set it to bf16"):
+        start_from(program, str(run.path), "x")
+
+
+def test_what_terms_train_goes_along_where_it_fits(new_program: Programs, new_recipe: Recipes, tmp_path: Path) -> None:
+    settings = {"adversarial.weight": 0.5, "adversarial.depths": (0.5, 1.0), "adversarial.hidden": 8}
+    program = new_program(new_recipe(settings))
+    base = base_hash(program.model.base_state())
+    heads = program.learners()["adversarial/heads"]
+    with torch.no_grad():
+        for parameter in heads.parameters.values():
+            parameter.fill_(0.25)
+    run = RunFolder.create(new_recipe(settings), tmp_path / "run")
+    run.made_of = {"base": base, "data": "", "recipe": ""}
+    run.save_checkpoint(1, program.tensors)
+    again = new_program(new_recipe(settings))
+    said = start_from(again, str(run.path), base)
+    assert said == f"the student and critic and adversarial/heads of {run.path}"
+    found = again.learners()["adversarial/heads"].parameters
+    assert found and all(bool((parameter == 0.25).all()) for parameter in found.values())
+    wider = new_program(new_recipe(settings | {"adversarial.hidden": 16}))
+    assert start_from(wider, str(run.path), base).endswith(f"critic of {run.path}; new: adversarial/heads")
+    alone = new_program(new_recipe(settings | {"matching.weight": 0.0}))
+    assert start_from(alone, str(run.path), base) == f"the student and adversarial/heads of {run.path}"

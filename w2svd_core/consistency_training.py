@@ -15,7 +15,8 @@ from torch import Tensor
 
 from .condition import Condition
 from .data.training_set import TrainingSet
-from .learner import Learner
+from .learner import Learner, under
+from .numbers import motion_of
 from .objectives.consistency import Settings, grid, neighbour, pseudo_huber, teacher_step, with_boundary
 from .randomness import generator
 from .roles import GENERATOR, Query, SharedModel, swapped_in
@@ -75,7 +76,7 @@ class Consistency:
             self._follow()
         return logs | {
             "student/std": float(x0.detach().std()),
-            "student/motion": float(x0.detach().diff(dim=2).abs().mean()),
+            **motion_of(x0.detach()),
         }
 
     @torch.no_grad()
@@ -106,8 +107,7 @@ class Consistency:
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Take back what `tensors` gave."""
-        own = "student/"
-        self.student.load_tensors({n.removeprefix(own): t for n, t in tensors.items() if n.startswith(own)})
+        self.student.load_tensors(under(tensors, "student/"))
         for name, mean in self.target.items():
             mean.copy_(tensors[f"target/{name}"])
 

@@ -19,7 +19,8 @@ from .data.encoder_source import EncoderSource
 from .data.training_set import TrainingSet
 from .errors import UserError
 from .flow import score_times
-from .learner import Learner
+from .learner import Learner, under
+from .numbers import motion_of
 from .objectives import terms
 from .objectives.distribution_matching import matching_gradient, matching_loss, relative_diversity, watch
 from .objectives.flow_matching import denoising_loss
@@ -209,8 +210,8 @@ class Distillation:
         diversity = None if rollout.data is None or len(x0) < 2 else relative_diversity(x0, rollout.data)
         return ({} if diversity is None else {"student/diversity": diversity}) | {
             "student/std": float(x0.std()),
-            "student/motion": float(x0.diff(dim=2).abs().mean()),
             "student/exit": float(rollout.step),
+            **motion_of(x0),
         }
 
     def _score_sigma(self, count: int, index: int, *purpose: int | str) -> Tensor:
@@ -305,8 +306,3 @@ def mean_of(logs: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """The mean of each number over those that have it."""
     names = dict.fromkeys(name for one in logs for name in one)
     return {name: fmean(one[name] for one in logs if name in one) for name in names}
-
-
-def under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors whose names start with `prefix`, without it."""
-    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}

@@ -306,14 +306,10 @@ def _largest_update(before: Mapping[str, LoraPair], after: Mapping[str, LoraPair
     """The largest difference of the updates of two LoRAs of the same layers, and the first one's largest update."""
     largest = scale = 0.0
     for name, pair in before.items():
-        update = _update(pair)
-        largest = max(largest, float((_update(after[name]) - update).abs().max()))
+        update = pair.delta()
+        largest = max(largest, float((after[name].delta() - update).abs().max()))
         scale = max(scale, float(update.abs().max()))
     return largest, scale
-
-
-def _update(pair: LoraPair) -> Tensor:
-    return (pair.up.double() @ pair.down.double()) * (pair.alpha / pair.rank)
 
 
 def _ranks(pairs: Mapping[str, LoraPair]) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import UserError
+from .errors import UserError, out_of_memory
 
 
 @contextlib.contextmanager
@@ -160,6 +160,8 @@ def opened_safetensors(path: Path) -> Iterator[Any]:
         with safe_open(str(path), framework="pt", device="cpu") as file:
             yield file
     except (SafetensorError, ValueError, RuntimeError) as error:
+        if out_of_memory(error):
+            raise
         raise UserError(f"{path} is not a whole safetensors file ({error}); copy or download it again") from error
 
 

@@ -173,10 +173,8 @@ class Best:
 
 def kept_looks(run: RunFolder) -> list[Best]:
     """The looks that are kept, oldest first: the last one is the best."""
-    found = sorted(
-        (run.path / FOLDER).glob("best-*.safetensors"), key=lambda path: int(path.stem.removeprefix("best-"))
-    )
-    return [Best.read(path) for path in found]
+    found = {path.stem.removeprefix("best-"): path for path in (run.path / FOLDER).glob("best-*.safetensors")}
+    return [Best.read(found[step]) for step in sorted((step for step in found if step.isdecimal()), key=int)]
 
 
 def keep_look(run: RunFolder, look: Look, student: Learner) -> Best:

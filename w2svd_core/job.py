@@ -154,6 +154,12 @@ def trained(run: RunFolder, job: Job, before: str, accelerator: Any, resume: Pat
     if tensors:
         job.program.load_tensors(tensors)
         tensors.clear()  # else they stay beside the weights to the end
+        if start > job.program.rounds:
+            least = start - job.program.rounds + recipe.train.steps
+            raise UserError(
+                f"{run.path} has {least} updates behind it, and train.steps is {recipe.train.steps}; raise it to "
+                f"{least} or more, or train anew in another folder"
+            )
         watch.say(f"going on after step {start} of {job.program.rounds}")
     try:
         guard = QualityGuard(recipe, run, job, start, watch) if recipe.guard.every else None

@@ -27,6 +27,11 @@ def lr_schedule(decay: str, warmup: int, total: int) -> Schedule:
     return factor
 
 
+def under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names start with `prefix`, without it, as several learners share a checkpoint."""
+    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+
+
 class Learner:
     """Updates the weights of one role.
 

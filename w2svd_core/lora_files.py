@@ -133,21 +133,22 @@ def read_lora(path: Path, key_map: KeyMap) -> tuple[dict[str, LoraPair], LoraMet
         UserError: missing, pickled or truncated; no LoRA inside; keys or layers that are not understood.
     """
     tensors, strings = read_safetensors(path)
-    return lora_of(tensors, strings, key_map, path)
+    pairs, about, unknown = lora_of(tensors, strings, key_map, path)
+    if unknown:
+        first = ", ".join(unknown[:3])
+        raise UserError(
+            f"{path} has {len(unknown)} keys that this model has no place for ({first}); is it for another?"
+        )
+    return pairs, about
 
 
 def lora_of(
-    tensors: Mapping[str, Tensor],
-    strings: Mapping[str, str],
-    key_map: KeyMap,
-    path: Path,
-    unknown: list[str] | None = None,
-) -> tuple[dict[str, LoraPair], LoraMetadata | None]:
-    """As `read_lora`, of tensors and metadata that were read already.
+    tensors: Mapping[str, Tensor], strings: Mapping[str, str], key_map: KeyMap, path: Path
+) -> tuple[dict[str, LoraPair], LoraMetadata | None, list[str]]:
+    """As `read_lora`, of tensors and metadata that were read already, and the keys that are not understood.
 
     Args:
         path: what errors call it; peft's `adapter_config.json` is looked for beside it.
-        unknown: is given the keys that are not understood; None refuses them.
     """
     raw: dict[Parts, dict[str, Tensor]] = {}
     odd: list[str] = []
@@ -163,12 +164,7 @@ def lora_of(
         raw[parts][side] = tensor
     if not any(".lora_" in key for key in tensors):
         raise UserError(f"{path} holds no LoRA (first key: {next(iter(tensors), 'none')}); choose a LoRA file")
-    odd = [key for key in odd if change_of(key, key_map) is None]
-    if odd and unknown is None:
-        shown = ", ".join(odd[:3])
-        raise UserError(f"{path} has {len(odd)} keys that this model has no place for ({shown}); is it for another?")
-    if unknown is not None:
-        unknown += odd
+    unknown = [key for key in odd if change_of(key, key_map) is None]
     settings = _settings(path, strings, peft=any(key.startswith("base_model.model.") for key in tensors))
     pairs: dict[str, LoraPair] = {}
     for parts, sides in raw.items():
@@ -179,7 +175,7 @@ def lora_of(
         if twice := sorted(found.keys() & pairs.keys()):
             raise UserError(f"{path} holds the layer {twice[0]} twice; keep one LoRA in a file")
         pairs |= found
-    return pairs, LoraMetadata.from_strings(strings, path)
+    return pairs, LoraMetadata.from_strings(strings, path), unknown
 
 
 def read_changes(path: Path, key_map: KeyMap) -> dict[str, Tensor]:

@@ -25,8 +25,8 @@ class LoraPair:
         return int(self.down.shape[0])
 
     def delta(self) -> Tensor:
-        """The change of the layer's weight (out, in)."""
-        return (self.up @ self.down) * (self.alpha / self.rank)
+        """The change of the layer's weight (out, in), float64."""
+        return (self.up.double() @ self.down.double()) * (self.alpha / self.rank)
 
 
 def fused(parts: Parts, pairs: Mapping[str, LoraPair]) -> LoraPair:

@@ -50,7 +50,8 @@ def rewritten(recipe: Recipe, change: Callable[[str, str], str]) -> Recipe:
 
 def _lora(text: str, change: Callable[[str, str], str]) -> str:
     path, strength = parse_lora(text)
-    return f"{change('model.loras', str(path))}@{strength:g}"
+    short = f"{strength:g}"
+    return f"{change('model.loras', str(path))}@{short if float(short) == strength else repr(strength)}"
 
 
 def parse_lora(text: str) -> tuple[Path, float]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .data.training_set import TrainingSet
 from .flow import score_times
-from .learner import Learner
+from .learner import Learner, under
 from .objectives.flow_matching import denoising_loss
 from .randomness import generator
 from .roles import SharedModel
@@ -53,4 +53,4 @@ class FlowMatching:
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Take back what `tensors` gave."""
-        self.student.load_tensors({name.removeprefix("student/"): t for name, t in tensors.items()})
+        self.student.load_tensors(under(tensors, "student/"))

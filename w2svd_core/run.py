@@ -29,9 +29,9 @@ MAY_CHANGE = (
 """Settings that a run may go on with when they were changed: a longer training, files that have moved (their contents
 are compared), what is shown and how it is measured."""
 ORIGIN = {
-    "base": "another model than model.path",
-    "data": "other clips than data.folder",
-    "models": "another image model than frame_matching.model",
+    "base": "another model than model.path and model.loras name",
+    "data": "other clips, prompts or encoders than data and model name",
+    "models": "another image model than frame_matching.model names",
 }
 """What a run was made of beside its recipe, as hashes: the setting that names it, and how to say that it is another."""
 
@@ -180,7 +180,7 @@ class RunFolder:
             )
         for name, what in ORIGIN.items():
             if metadata.get(name, "") != self.made_of.get(name, ""):
-                raise UserError(f"{path} was made with {what} holds now; put them back, or start a new run")
+                raise UserError(f"{path} was made with {what} now; put them back, or start a new run")
 
     def _checkpoints(self) -> list[Path]:
         """Oldest first; by number, since a name of seven digits sorts before one of six."""

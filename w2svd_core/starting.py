@@ -59,8 +59,8 @@ def start_from(program: Distillation, place: str, base: str) -> str:
     """Give a program the newest student and critic of a finished or stopped run; optimizers begin anew.
 
     The moving average goes along where both runs keep one. This is what DFD's own code does (arXiv 2606.18478:
-    generator, critic and average are loaded, optimizer states are not). Of a run that keeps its best look the student
-    is that one.
+    generator, critic and average are loaded, optimizer states are not). What terms train (heads, a critic of frames)
+    goes along where it has the same shapes there (ours). Of a run that keeps its best look the student is that one.
 
     Args:
         place: the run's folder.
@@ -73,6 +73,11 @@ def start_from(program: Distillation, place: str, base: str) -> str:
         UserError: there is no such run, it is of another base, or its student or critic are of another kind or rank.
     """
     run = RunFolder.open(Path(place))
+    then, now = (recipe.model.precision for recipe in (run.recipe(), program.recipe))
+    if then != now:
+        raise UserError(
+            f"start {place} was trained with model.precision {then}, and here it is {now}; set it to {then}"
+        )
     if run.origin().get("base", base) != base:
         theirs = with_trained_teacher(run.recipe(), run.path).model
         raise UserError(
@@ -81,15 +86,19 @@ def start_from(program: Distillation, place: str, base: str) -> str:
         )
     checkpoint = _newest(run)
     tensors, _ = read_safetensors(checkpoint)
+    others: dict[bool, list[str]] = {True: [], False: []}  # what goes on, and what begins anew
     for name, learner in program.learners().items():
         if name in ("student", "critic"):
             _take_over(learner, tensors, name, place)
+        else:
+            others[_take_over_if_alike(learner, tensors, name)].append(name)
     best = take_best(run, program.student) if run.recipe().guard.keep == "best" else None
-    if best is None:
-        return f"the student and critic of {place}"
     last = int(checkpoint.stem)
-    apart = "" if best.step == last else f" of round {last} (critic.warmup gives it time to fit)"
-    return f"the student of round {best.step}, the best look, and critic{apart} of {place}"
+    apart = "" if best is None or best.step == last else f" of round {last} (critic.warmup gives it time to fit)"
+    student = "student" if best is None else f"student of round {best.step}, the best look,"
+    behind = [f"critic{apart}"] if program.critic else []
+    anew = f"; new: {', '.join(others[False])}" if others[False] else ""
+    return f"the {' and '.join([student, *behind, *others[True]])} of {place}{anew}"
 
 
 def _newest(run: RunFolder) -> Path:
@@ -102,12 +111,17 @@ def _newest(run: RunFolder) -> Path:
 def _take_over(learner: Learner, tensors: Mapping[str, Tensor], name: str, place: str) -> None:
     if not any(key.startswith(f"{name}/weight/") for key in tensors):
         raise UserError(f"start {place} trained no {name}; name the LoRA file of its student in student.init instead")
-    weights = {n: tensors.get(f"{name}/weight/{n}") for n in learner.parameters}
-    shapes = {n: p.shape for n, p in learner.parameters.items()}
-    if any(weight is None or weight.shape != shapes[n] for n, weight in weights.items()):
+    if not _take_over_if_alike(learner, tensors, name):
         raise UserError(
             f"start {place} has no {name} of this kind and rank; set {name}.kind and {name}.rank as they are there"
         )
-    found = {n: weight for n, weight in weights.items() if weight is not None}
+
+
+def _take_over_if_alike(learner: Learner, tensors: Mapping[str, Tensor], name: str) -> bool:
+    """Give a learner the weights of that name, if they are there in its shapes; returns whether they are."""
+    found = {n: tensors[f"{name}/weight/{n}"] for n in learner.parameters if f"{name}/weight/{n}" in tensors}
+    if any(n not in found or found[n].shape != p.shape for n, p in learner.parameters.items()):
+        return False
     averages = {n: tensors[f"{name}/average/{n}"] for n in found if f"{name}/average/{n}" in tensors}
     learner.begin_with(found, {**found, **averages}, average_age(tensors[f"{name}/count"]) if averages else 0)
+    return True

@@ -200,12 +200,17 @@ def test_animatediff_is_put_together_from_a_pipeline(tmp_path: Path) -> None:
     found = motion.load(tmp_path, torch.float32)
     theirs = UNetMotionModel.from_unet2d(copy.deepcopy(image), adapter)
     assert base_hash(found) == base_hash(theirs)
-    DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012).save_pretrained(
-        tmp_path / "scheduler"
-    )
-    with pytest.raises(UserError, match="scaled_linear"):
-        motion.load(tmp_path, torch.float32)
+    image_models = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+    DDIMScheduler(**image_models).save_pretrained(tmp_path / "scheduler")  # as it lies beside the image model
+    assert base_hash(motion.load(tmp_path, torch.float32)) == base_hash(theirs)
     backbone("image_unet").load(tmp_path, torch.float32)
+    DDIMScheduler(**image_models, prediction_type="v_prediction").save_pretrained(tmp_path / "scheduler")
+    with pytest.raises(UserError, match="v_prediction"):
+        motion.load(tmp_path, torch.float32)
+    theirs.save_pretrained(tmp_path / "whole" / "unet")
+    DDIMScheduler(**image_models).save_pretrained(tmp_path / "whole" / "scheduler")
+    with pytest.raises(UserError, match="scaled_linear"):
+        motion.load(tmp_path / "whole", torch.float32)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..flow import Timesteps
 from .base import Architecture
-from .unet import UNetBackbone
+from .unet import NOISE, UNetBackbone
 from .weights import class_in, from_folder
 
 ADAPTER = "MotionAdapter"
@@ -45,7 +45,8 @@ class AnimateDiff(UNetBackbone):
             return super().load_folder(path, dtype)
         if not (adapter.is_dir() and class_in(adapter) == ADAPTER):
             raise UserError(f"{path} is an image model; put the {ADAPTER} into its folder motion_adapter")
-        self._check_schedule(path / "scheduler" / "scheduler_config.json")
+        # its betas may be the image model's, from whose pipeline the folder was made: AnimateDiff has the adapter's own
+        self._check_scheduler(path / "scheduler" / "scheduler_config.json", NOISE)
         image = from_folder(UNet2DConditionModel.from_pretrained, unet, "image UNet", alone=True, torch_dtype=dtype)
         motion = from_folder(MotionAdapter.from_pretrained, adapter, ADAPTER, alone=True, torch_dtype=dtype)
         found: nn.Module = UNetMotionModel.from_unet2d(image, motion)

@@ -15,7 +15,7 @@ import torch
 from ..assembly import Job, job_of, roles_of
 from ..data.encoder_source import EncoderSource
 from ..data.training_set import TrainingSet
-from ..errors import UserError
+from ..errors import UserError, out_of_memory
 from ..memory import free_memory
 from ..objectives import clips_for
 from ..settings import Recipe
@@ -116,6 +116,8 @@ def _whole(patcher: Any) -> Any:
     try:
         return patcher.clone(disable_dynamic=True)
     except RuntimeError as error:
+        if out_of_memory(error):
+            raise
         raise UserError(
             "this MODEL streams its weights and does not say from which file; load it by ComfyUI's own Load Diffusion "
             "Model, or start ComfyUI with --disable-dynamic-vram"

@@ -26,7 +26,7 @@ from .base import Architecture, Facts, KeyMap
 from .class_config import config_of
 from .fits import OTHER_MODEL
 from .unet_keys import UNetKeys
-from .weights import Header, Shapes, class_in, from_file, from_folder, hollow, read_json
+from .weights import Header, Shapes, class_in, from_file, from_folder, hollow, read_json, save_folder
 
 if TYPE_CHECKING:
     from ..data.codec import Codec
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 SPACE = 8  # pixels to a cell of Stable Diffusion's VAE
 CHANNELS = 16  # of a model that is trained from scratch: the portraits'
+NOISE = {"prediction_type": "epsilon"}  # in a scheduler's file
 TEXT_TOKENS, SIGMAS = 5, (0.9, 0.35)  # of a probe
 
 
@@ -137,13 +138,15 @@ class UNetBackbone(ABC):
 
     def _check_schedule(self, place: Path) -> None:
         """That a pipeline's scheduler has the noise levels and the prediction of the family, if there is one."""
+        t = self.timesteps
+        betas = {"beta_schedule": t.law, "beta_start": t.first, "beta_end": t.last}
+        self._check_scheduler(place, {**betas, "num_train_timesteps": t.count, **NOISE})
+
+    def _check_scheduler(self, place: Path, wanted: Mapping[str, object]) -> None:
+        """That a scheduler's file, if there is one, says no other than what is wanted."""
         if not place.is_file():
             return
-        config, t = read_json(place.read_bytes(), place), self.timesteps
-        wanted = {
-            "beta_schedule": t.law, "beta_start": t.first, "beta_end": t.last, "num_train_timesteps": t.count,
-            "prediction_type": "epsilon",
-        }  # fmt: skip
+        config = read_json(place.read_bytes(), place)
         for key, value in wanted.items():
             if config.get(key, value) != value:
                 raise UserError(
@@ -225,10 +228,8 @@ class UNetBackbone(ABC):
         return x_t, torch.tensor(SIGMAS), Condition({"text": text})
 
     def save_folder(self, model: nn.Module, folder: Path, dtype: torch.dtype) -> None:
-        with torch.device("meta"):
-            twin = self.new(config_of(model))  # the training goes on with the model's own numbers
-        twin.load_state_dict({name: w.to(dtype) for name, w in model.state_dict().items()}, assign=True)
-        twin.save_pretrained(folder, safe_serialization=True)  # type: ignore[operator]
+        weights = {name: w.to(dtype) for name, w in model.state_dict().items()}
+        save_folder(lambda: self.new(config_of(model)), weights, folder)
 
     def native_state(self, model: nn.Module) -> Mapping[str, Tensor]:
         return model.state_dict()

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..errors import UserError, out_of_memory
 from ..files import opened_safetensors
 from ..hashing import tensors_hash, value_hash
 
@@ -67,6 +67,8 @@ def from_folder(load: Callable[..., Any], folder: Path, what: str, *, alone: boo
     try:
         model, found = load(folder, local_files_only=True, use_safetensors=True, output_loading_info=True, **arguments)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        if out_of_memory(error):
+            raise
         raise UserError(f"{folder} could not be read as a {what} ({error}); copy it again") from error
     if found["missing_keys"] or found.get("mismatched_keys") or (alone and found["unexpected_keys"]):
         raise UserError(f"{folder} does not hold the {what} that its config.json describes; copy it again")

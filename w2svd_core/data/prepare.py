@@ -46,7 +46,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-class Stopped(Exception):
+class Stopped(KeyboardInterrupt):
     """An interrupt; what was encoded is on the disk."""
 
 

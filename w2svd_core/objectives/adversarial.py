@@ -130,6 +130,10 @@ class Added(Term):
                 f"adversarial.delay {settings.delay} is not below train.steps {recipe.train.steps}, so its loss would "
                 "never set in; lower it"
             )
+        if not settings.lr:
+            return (
+                "adversarial.lr 0 leaves its heads as they begin, which judge nothing; raise it, or set its weight to 0"
+            )
         others = [kind for name, kind in terms().items() if kind is not cls and kind.is_on(getattr(recipe, name))]
         if settings.delay and not recipe.matching.weight and not others:
             return (

@@ -249,7 +249,7 @@ def image_model(settings: Settings, stage: Stage, codec: Codec | None) -> Shared
     Raises:
         UserError: it is not there, broken, or takes other latents or prompts than the student's.
     """
-    from ..assembly import load_model
+    from ..assembly import embedded_guidance, load_model
     from ..roles import SharedModel
 
     recipe, source = stage.recipe, stage.source
@@ -265,6 +265,7 @@ def image_model(settings: Settings, stage: Stage, codec: Codec | None) -> Shared
         alpha_weak=settings.alpha_weak,
         checkpointing=recipe.model.gradient_checkpointing,
         seed=recipe.seed,
+        embedded=embedded_guidance(recipe.embedded),
     )
 
 
@@ -279,12 +280,13 @@ def codecs_of(settings: Settings, stage: Stage) -> tuple[Codec, Codec]:
 
     The video teacher and models of the portraits encode a frame as a clip of its own; others have their own VAE.
     """
+    from ..assembly import located
     from ..backbones import backbone
 
     video = _there(stage.source.load_codec(), stage.model.device)
     if settings.model == TEACHER or stage.recipe.model.encoders == "bundled":
         return video, video
-    section = own_section(settings, stage)
+    section = located(own_section(settings, stage))
     own = backbone(settings.family).encoder_source(section, stage.model.device).load_codec()
     return video, _there(own, stage.model.device)
 
