@@ -267,7 +267,7 @@ def test_a_checkpoint_of_another_image_model_is_refused(tmp_path: Path, new_reci
         if fits:
             assert run.latest_checkpoint()[0] == 1
         else:
-            with pytest.raises(UserError, match=r"with another image model than frame_matching\.model holds now"):
+            with pytest.raises(UserError, match=r"with another image model than frame_matching\.model names now"):
                 run.latest_checkpoint()
 
 
