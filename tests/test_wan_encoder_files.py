@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,16 @@ from torch import Tensor
 
 from w2svd_core.backbones import wan_image, wan_text, wan_vae
 from w2svd_core.backbones.class_config import bundled_config
-from w2svd_core.backbones.wan_encoders import load_codec, load_encoders, load_prompts, load_start
+from w2svd_core.backbones.wan_encoders import Start, load_codec, load_prompts, load_start
 from w2svd_core.backbones.wan_image import FrameThenGrey
 from w2svd_core.backbones.wan_places import IMAGE_ENCODER, TEXT_ENCODER, VAE_2_1, VAE_2_2
+from w2svd_core.backbones.wan_text import Umt5
+from w2svd_core.backbones.wan_vae import WanVae
+from w2svd_core.backbones.wan_variants import Kind
 from w2svd_core.backbones.weights import hollow
 from w2svd_core.errors import UserError
 from w2svd_core.files import read_safetensors, write_safetensors
+from w2svd_core.settings import Model
 
 PARTS = {"vae": load_codec, "text_encoder": load_prompts}
 
@@ -39,10 +44,22 @@ def close(found: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
     torch.testing.assert_close(found, expected, atol=tolerance, rtol=tolerance)
 
 
+@dataclass(frozen=True)
+class All:
+    codec: WanVae
+    prompts: Umt5
+    start: Start | None
+
+
+def load_all(settings: Model, kind: Kind) -> All:
+    codec = load_codec(settings, kind)
+    return All(codec, load_prompts(settings, kind), load_start(settings, kind, codec))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_native_files_are_the_folder(kind: str) -> None:
     tiny = tiny_wan(kind)
-    one, two = load_encoders(tiny.model(), kind), load_encoders(tiny.model_of_files(), kind)
+    one, two = load_all(tiny.model(), kind), load_all(tiny.model_of_files(), kind)
     for a, b in [(one.codec.vae, two.codec.vae), (one.prompts.model, two.prompts.model)]:
         assert a.state_dict().keys() == b.state_dict().keys()
         assert all(torch.equal(value, b.state_dict()[name]) for name, value in a.state_dict().items())
@@ -142,7 +159,7 @@ def test_a_scaled_file_is_refused_by_name(tmp_path: Path, part: str, key: str) -
     path = tmp_path / "scaled.safetensors"
     write_safetensors(path, {**state, key: torch.ones(1)})
     with pytest.raises(UserError, match=rf"{path}.*scaled weights \(key {key}\).*use the bf16"):
-        load_encoders(tiny.model(**{part: str(path)}), "i2v")
+        load_all(tiny.model(**{part: str(path)}), "i2v")
 
 
 @pytest.mark.parametrize("part", ["vae", "text_encoder", "image_encoder"])
@@ -176,7 +193,7 @@ def test_a_broken_or_strange_file_is_one_sentence(tmp_path: Path, part: str, bro
         (path / "config.json").write_text("{")
         path_words = "is not JSON"
     with pytest.raises(UserError, match=rf"{path}.*({path_words})"):
-        load_encoders(tiny.model(**{part: str(path)}), "i2v")
+        load_all(tiny.model(**{part: str(path)}), "i2v")
 
 
 @pytest.mark.parametrize("part", ["vae", "text_encoder", "image_encoder"])
@@ -188,10 +205,10 @@ def test_a_folder_without_all_of_its_weights_is_refused(tmp_path: Path, part: st
     lost = [name for name in sorted(state) if name.endswith(".weight") and state[name].ndim > 1][-1]
     write_safetensors(weights, {name: tensor for name, tensor in state.items() if name != lost}, {"format": "pt"})
     with pytest.raises(UserError, match=rf"{tmp_path / part} does not hold the"):
-        load_encoders(tiny.model(**{part: str(tmp_path / part)}), "i2v")
+        load_all(tiny.model(**{part: str(tmp_path / part)}), "i2v")
     weights.unlink()
     with pytest.raises(UserError, match=rf"{tmp_path / part} could not be read as"):
-        load_encoders(tiny.model(**{part: str(tmp_path / part)}), "i2v")
+        load_all(tiny.model(**{part: str(tmp_path / part)}), "i2v")
 
 
 def test_a_folder_of_transformers_4_is_read(tmp_path: Path) -> None:
@@ -226,16 +243,16 @@ def test_a_missing_part_says_what_was_looked_for_and_where_it_comes_from(tmp_pat
         if other.name != part:
             (tmp_path / other.name).symlink_to(other)
     with pytest.raises(UserError, match=words.format(tmp_path)):
-        load_encoders(tiny.model(path=str(tmp_path)), "i2v")
+        load_all(tiny.model(path=str(tmp_path)), "i2v")
     elsewhere = tiny.model(path=str(tmp_path), **{part: str(tiny.folder)})  # the pipeline that has it is enough
-    assert load_encoders(elsewhere, "i2v").prompts.width == TEXT
+    assert load_all(elsewhere, "i2v").prompts.width == TEXT
 
 
 @pytest.mark.parametrize("setting", ["vae", "text_encoder", "tokenizer", "image_encoder"])
 def test_a_named_place_that_is_not_there_is_named(tmp_path: Path, setting: str) -> None:
     gone = tmp_path / "gone"
     with pytest.raises(UserError, match=rf"looked for {gone}/.*in model\.{setting}, which is published in"):
-        load_encoders(tiny_wan("i2v").model(**{setting: str(gone)}), "i2v")
+        load_all(tiny_wan("i2v").model(**{setting: str(gone)}), "i2v")
 
 
 @pytest.mark.parametrize(("kind", "name"), [("t2v", "Wan2.1-T2V"), ("ti2v", "Wan2.2-TI2V-5B")])
@@ -250,7 +267,7 @@ def test_a_model_of_one_file_has_no_encoders_beside_it(tmp_path: Path, kind: str
 @pytest.mark.parametrize("inside", ["transformer", "transformer/diffusion_pytorch_model.safetensors"])
 def test_the_parts_of_a_pipeline_are_found_from_its_transformer(inside: str) -> None:
     tiny = tiny_wan()
-    assert load_encoders(tiny.model(path=str(tiny.folder / inside)), "t2v").prompts.width == TEXT
+    assert load_all(tiny.model(path=str(tiny.folder / inside)), "t2v").prompts.width == TEXT
 
 
 def test_a_text_encoder_brings_its_tokenizer(tmp_path: Path) -> None:

@@ -6,8 +6,6 @@ the next. Nothing is downloaded.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
 from ..data.codec import Codec
@@ -30,15 +28,6 @@ from .wan_vae import WanVae, load_vae
 from .wan_variants import Kind
 
 Start = FirstFrame | FrameThenGrey
-
-
-@dataclass(frozen=True)
-class WanEncoders:
-    """All of them; `start` is None for a model that takes no first frame."""
-
-    codec: WanVae
-    prompts: Umt5
-    start: Start | None
 
 
 def load_codec(
@@ -106,21 +95,3 @@ def load_start(
     size = int(encoder.config.image_size)  # type: ignore[union-attr, arg-type]
     processor = load_image_processor(optional_place_of(IMAGE_PROCESSOR, settings), size)
     return FrameThenGrey(codec, ClipVision(encoder, processor, device))
-
-
-def load_encoders(
-    settings: Model,
-    kind: Kind,
-    negative_prompt: str = "",
-    image: bool = True,
-    device: torch.device | None = None,
-    text_dtype: torch.dtype = torch.float32,
-) -> WanEncoders:
-    """All encoders of a model at once, for what is small enough.
-
-    Raises:
-        UserError: one of them is not there, broken, or another.
-    """
-    codec = load_codec(settings, kind, device)
-    start = load_start(settings, kind, codec, image, device)
-    return WanEncoders(codec, load_prompts(settings, kind, negative_prompt, device, text_dtype), start)
