@@ -118,6 +118,35 @@ def test_cancel_saves_and_goes_on_exactly(whole: Run, comfy: Server) -> None:
     assert all(torch.equal(at_once[name], resumed[name]) for name in at_once)
 
 
+def test_a_longer_training_that_was_cancelled_goes_on(whole: Run, comfy: Server) -> None:
+    """The student of the shorter one is there all the while, and is not taken for it."""
+    longer = graph("native_longer")
+    assert run_prompt(comfy.url, longer, timeout=300).status == "success"
+    longer["6"]["inputs"]["train_steps"] = 2 * STEPS
+    stopped = run_prompt(
+        comfy.url,
+        longer,
+        timeout=300,
+        interrupt_when=lambda run: any(f"step {STEPS + 2} of" in t for _, t in run.texts),
+    )
+    assert stopped.status == "interrupted" and len(steps(folder(comfy, "native_longer"))) < 2 * STEPS + 1
+    assert run_prompt(comfy.url, longer, timeout=300).status == "success"
+    assert steps(folder(comfy, "native_longer")) == list(range(1, 2 * STEPS + 2))
+    found = run_prompt(comfy.url, graph("native_longer"), timeout=300)  # the shorter one again
+    assert_told(found, comfy, "7", "raise it to")
+
+
+def test_single_frames_are_encoded(comfy: Server) -> None:
+    prompt = {
+        "1": node("W2SVD_PortraitModel"),
+        "2": node("W2SVD_EncodeClips", vae=["1", 1], folder="portraits", data_clips=8, **SIZE | {"data_frames": 1}),
+        "3": node("SaveLatent", samples=["2", 0], filename_prefix="native/single"),
+    }
+    found = run_prompt(comfy.url, prompt, timeout=120)
+    assert found.status == "success", found.message
+    assert len(found.outputs["3"]["latents"]) == 8
+
+
 def test_prompts_alone(comfy: Server) -> None:
     prompts = graph("native_prompts", train_steps=2)
     prompts["2"] = node("W2SVD_PromptList", prompts="a person, talking\na person with red hair\n")
