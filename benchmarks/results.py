@@ -21,7 +21,6 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -97,11 +96,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     costs.counting = False  # what was not counted has no cell
     give(record, out, costs)
     left = sum(cell.read(out) is None for cell in planned(plan, wanted))
-    for budget in dict.fromkeys((1.0, options.budget)):  # the page of a budget of 1 has the plot over all of them
-        page = args.docs / f"{size.page}{'' if budget == 1 else f'_x{budget:g}'}.md"
-        own = Plan(plan.rows.values(), replace(options, budget=budget), out, costs)
-        write_page(own, page, size.about, command(argv, name))
-        print(f"wrote {page}" + (f"; {left} cells have not run" if left and budget == options.budget else ""))
+    page = args.docs / f"{size.page}{'' if options.budget == 1 else f'_x{options.budget:g}'}.md"
+    write_page(plan, page, size.about, command(argv, name))
+    print(f"wrote {page}" + (f"; {left} cells have not run" if left else ""))
     for key, log in workers.failed.items():
         print(f"failed: {key}, see {log}", file=sys.stderr)
     return INTERRUPTED if workers.stopping else 1 if workers.failed else 0

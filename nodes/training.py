@@ -223,6 +223,7 @@ def train(recipe: Recipe, folder: Path, work: Work, watch: Watch) -> None:
         if RunFolder.is_one(folder):
             runs.refuse_another_origin(RunFolder.open(folder), work.origin(recipe, make, watch))
             if not same:
+                RunFolder.open(folder).refuse_fewer_steps(recipe)
                 runs.write_recipe(folder, recipe)
         try:
             code = 0 if same and runs.is_finished(folder) else carry_out(recipe, folder, watch, make)

@@ -54,6 +54,12 @@ def test_a_truncated_file_is_one_sentence(tmp_path: Path, kept: int) -> None:
         read_safetensors(path)
 
 
+def test_a_gguf_file_is_told_from_a_broken_one(tmp_path: Path) -> None:
+    (tmp_path / "x.gguf").write_bytes(b"GGUF" + bytes(60))
+    with pytest.raises(UserError, match=r"x\.gguf is a GGUF file, whose weights are quantised"):
+        read_safetensors(tmp_path / "x.gguf")
+
+
 def test_too_little_memory_is_no_broken_file(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     write_safetensors(path, {"a": torch.zeros(200)})

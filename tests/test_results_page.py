@@ -62,7 +62,7 @@ def test_cells_that_know_other_settings_are_on_the_plot_too(bench: Any, tmp_path
     assert not bench.pictures.differ_in_budget(found, line.results[0])
 
 
-def test_a_later_call_keeps_the_grid_and_every_budget_has_a_page(bench: Any, tmp_path: Path) -> None:
+def test_a_later_call_keeps_the_grid_and_another_budget_has_a_page_of_its_own(bench: Any, tmp_path: Path) -> None:
     out, docs = tmp_path / "bench", tmp_path / "docs"
     rows = {row.name: row for row in bench.rows.grid()}
     plan = bench.plan.Plan(rows.values(), bench.plan.Options(), out / "small", bench.plan.Costs(out / "flops.json"))
@@ -78,5 +78,7 @@ def test_a_later_call_keeps_the_grid_and_every_budget_has_a_page(bench: Any, tmp
     }
     finish(cell, out / "small", frechet_video=3.0)
     assert bench.results.main([*words, "--budget", "0.5"]) == 0
-    assert "## alpha_weak against guidance" in (docs / "results.md").read_text()
+    assert (docs / "results.md").read_text() == page
     assert "0.5 times what 120 updates" in (docs / "results_x0.5.md").read_text()
+    assert bench.results.main(words) == 0
+    assert "## alpha_weak against guidance" in (docs / "results.md").read_text()

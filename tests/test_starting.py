@@ -151,6 +151,9 @@ def test_what_terms_train_goes_along_where_it_fits(new_program: Programs, new_re
     assert said == f"the student and critic and adversarial/heads of {run.path}"
     found = again.learners()["adversarial/heads"].parameters
     assert found and all(bool((parameter == 0.25).all()) for parameter in found.values())
+    deeper = new_program(new_recipe(settings | {"adversarial.depths": (0.25, 1.0)}))
+    assert start_from(deeper, str(run.path), base).endswith("; new: adversarial/heads")
+    assert start_from(again, str(run.path), base, "of another image model").endswith("; new: adversarial/heads")
     wider = new_program(new_recipe(settings | {"adversarial.hidden": 16}))
     assert start_from(wider, str(run.path), base).endswith(f"critic of {run.path}; new: adversarial/heads")
     alone = new_program(new_recipe(settings | {"matching.weight": 0.0}))

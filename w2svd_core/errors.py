@@ -12,8 +12,9 @@ class UserError(Exception):
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether a GPU's or the machine's memory was too small; torch is not imported to ask."""
-    name = type(error).__name__
-    return isinstance(error, MemoryError) or name == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
+    name, told = type(error).__name__, str(error)  # TorchScript wraps another's error, with its words
+    words = any(said in told for said in ("DefaultCPUAllocator", "CUDA out of memory"))
+    return isinstance(error, MemoryError) or name == "OutOfMemoryError" or words
 
 
 def guarded(door: Callable[[], int]) -> int:

@@ -152,6 +152,8 @@ def opened_safetensors(path: Path) -> Iterator[Any]:
             head = stream.read(9)
     except OSError as error:
         raise UserError(f"{path} can't be read: {error.strerror}; check its permissions") from error
+    if head[:4] == b"GGUF":
+        raise UserError(f"{path} is a GGUF file, whose weights are quantised; use the bf16, fp16 or plain fp8 file")
     if head[8:9] != b"{" and (head[:2] == b"PK" or head[:1] == b"\x80"):  # byte 8 opens every safetensors header
         raise UserError(
             f"{path} is a pickled file, which can run code when it is read; convert it to .safetensors first"

@@ -9,8 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from .assembly import Job, assemble
 from .backbones.base import Facts
 from .config import recipe_to_yaml
@@ -18,7 +16,7 @@ from .data.codec import Video, decode_pixels
 from .data.latents import Progress
 from .data.video import write_video
 from .distillation import Distillation
-from .errors import UserError
+from .errors import UserError, out_of_memory
 from .evaluation import (
     SHOWN,
     Row,
@@ -124,7 +122,9 @@ def one_stage(recipe: Recipe, folder: Path, resume: Path, watch: Watch, make: Ma
     job = make(with_trained_teacher(recipe, folder), accelerator, watch)
     before = base_hash(job.model.base_state())
     if recipe.start and isinstance(job.program, Distillation) and not RunFolder(folder).newest_checkpoint():
-        watch.say(f"starting from {start_from(job.program, recipe.start, before)}")  # refused before there is a run
+        models = other_models(job).get("models", "")
+        taken = start_from(job.program, recipe.start, before, models)  # refused before there is a run
+        watch.say(f"starting from {taken}")
         for line in other_steps(recipe):
             watch.say(f"warning: {line}")
     run = RunFolder.open(folder) if RunFolder.is_one(folder) else RunFolder.create(recipe, folder)
@@ -136,6 +136,7 @@ def trained(run: RunFolder, job: Job, before: str, accelerator: Any, resume: Pat
     """Train from the newest checkpoint on, and hand out; `before` is the hash of the frozen base."""
     recipe = run.recipe()
     run.made_of = {"recipe": recipe_to_yaml(recipe), "base": before, "data": job.data.fingerprint()} | other_models(job)
+    run.refuse_fewer_steps(recipe)
     start, tensors = run.latest_checkpoint()
     start_tracker(accelerator, recipe)
     if recipe.model.init == "load" and recipe.model.path != "bundled":
@@ -154,12 +155,6 @@ def trained(run: RunFolder, job: Job, before: str, accelerator: Any, resume: Pat
     if tensors:
         job.program.load_tensors(tensors)
         tensors.clear()  # else they stay beside the weights to the end
-        if start > job.program.rounds:
-            least = start - job.program.rounds + recipe.train.steps
-            raise UserError(
-                f"{run.path} has {least} updates behind it, and train.steps is {recipe.train.steps}; raise it to "
-                f"{least} or more, or train anew in another folder"
-            )
         watch.say(f"going on after step {start} of {job.program.rounds}")
     try:
         guard = QualityGuard(recipe, run, job, start, watch) if recipe.guard.every else None
@@ -246,7 +241,9 @@ def finish(recipe: Recipe, run: RunFolder, job: Job, watch: Watch) -> None:
     if not recipe.evaluate.clips:  # the only pictures of the end
         try:
             watch.preview(step, preview(recipe, run, job, step))
-        except (UserError, torch.OutOfMemoryError) as error:
+        except Exception as error:
+            if not (isinstance(error, UserError) or out_of_memory(error)):
+                raise
             reason = " ".join(str(error).split()) or type(error).__name__
             watch.say(f"warning: the student is saved, but its clips could not be shown ({reason})")
     rows = evaluate_job(recipe, job, run.path, watch) if recipe.evaluate.clips else []

@@ -196,6 +196,16 @@ class RunFolder:
         newest = self.newest_checkpoint()
         return int(newest.stem) if newest else 0
 
+    def refuse_fewer_steps(self, recipe: Recipe) -> None:
+        """Raise a UserError where more updates are done than a recipe asks for: they can't be taken back."""
+        head_start = recipe.critic.warmup if recipe.method == "distribution_matching" else 0
+        done = self.newest_step() - head_start
+        if done > recipe.train.steps:
+            raise UserError(
+                f"{self.path} has {done} updates behind it, and train.steps is {recipe.train.steps}; raise it to "
+                f"{done} or more, or train anew in another folder"
+            )
+
     def origin(self) -> dict[str, str]:
         """What the newest checkpoint was `made_of`; {} before the first.
 

@@ -266,7 +266,7 @@ class _Recipe(Section):
         "recipe of a fine-tune that is run first, on this recipe's model and clips; what it makes is the teacher",
     )
     start: str = setting(
-        "", "finished run whose student and critic this one starts from, on the command line also --from; empty = none"
+        "", "finished run whose student, critic and like terms this one starts from, also as --from; empty = none"
     )
     seed: int = setting(0, "seed of everything random in the training", ge=0, le=MAX_SEED)
     model: Model = Model()

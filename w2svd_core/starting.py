@@ -14,6 +14,7 @@ from .guard import take_best
 from .learner import Learner, average_age
 from .options import show, value_of
 from .run import RunFolder, anchored
+from .sections import Optimizer
 from .settings import Recipe
 from .stages import with_trained_teacher
 
@@ -55,16 +56,18 @@ def other_steps(recipe: Recipe) -> list[str]:
     ]
 
 
-def start_from(program: Distillation, place: str, base: str) -> str:
+def start_from(program: Distillation, place: str, base: str, models: str = "") -> str:
     """Give a program the newest student and critic of a finished or stopped run; optimizers begin anew.
 
     The moving average goes along where both runs keep one. This is what DFD's own code does (arXiv 2606.18478:
-    generator, critic and average are loaded, optimizer states are not). What terms train (heads, a critic of frames)
-    goes along where it has the same shapes there (ours). Of a run that keeps its best look the student is that one.
+    generator, critic and average are loaded, optimizer states are not). What a term trains (heads, a critic of frames)
+    goes along where the term has the same settings there but for weight and rates, and the same models (ours). Of a run
+    that keeps its best look the student is that one.
 
     Args:
         place: the run's folder.
         base: hash of the frozen base here.
+        models: hash of the frozen models that terms bring along; "" = none.
 
     Returns:
         What was taken.
@@ -86,12 +89,14 @@ def start_from(program: Distillation, place: str, base: str) -> str:
         )
     checkpoint = _newest(run)
     tensors, _ = read_safetensors(checkpoint)
+    same_models = run.origin().get("models", "") == models
     others: dict[bool, list[str]] = {True: [], False: []}  # what goes on, and what begins anew
     for name, learner in program.learners().items():
         if name in ("student", "critic"):
             _take_over(learner, tensors, name, place)
         else:
-            others[_take_over_if_alike(learner, tensors, name)].append(name)
+            fits = same_models and _is_alike(name.partition("/")[0], run.recipe(), program.recipe)
+            others[fits and _take_over_if_alike(learner, tensors, name)].append(name)
     best = take_best(run, program.student) if run.recipe().guard.keep == "best" else None
     last = int(checkpoint.stem)
     apart = "" if best is None or best.step == last else f" of round {last} (critic.warmup gives it time to fit)"
@@ -106,6 +111,13 @@ def _newest(run: RunFolder) -> Path:
     if checkpoint is None:
         raise UserError(f"start {run.path} has no checkpoint yet; let it train, or leave start empty")
     return checkpoint
+
+
+def _is_alike(term: str, then: Recipe, now: Recipe) -> bool:
+    """Whether two recipes have the same settings of a term, but for its weight, its rates, and where its model lies."""
+    loose = {*Optimizer.model_fields, "weight", "model"}
+    theirs, own = (getattr(recipe, term).model_dump(exclude=loose) for recipe in (then, now))
+    return bool(theirs == own)
 
 
 def _take_over(learner: Learner, tensors: Mapping[str, Tensor], name: str, place: str) -> None:

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import UserError, out_of_memory
 from .networks import FRAME_STRIDE, Videos, check_videos
 
 Progress = Callable[[str, int, int], None]
@@ -112,6 +112,8 @@ class ScriptedNetwork:
         try:
             y = self.module(x, **dict.fromkeys(c.switches, True))
         except (RuntimeError, TypeError, torch.jit.Error) as error:
+            if out_of_memory(error):
+                raise
             size = "x".join(str(side) for side in x.shape[1:])
             raise UserError(
                 f"{self.path} ({c.setting}) can't read {c.reads} of {size} values ({_last_line(error)}); "
@@ -168,6 +170,8 @@ def load_torchscript(path: Path, convention: Convention, device: torch.device) -
             warnings.simplefilter("ignore", DeprecationWarning)  # the format is old, and so are the files
             module = torch.jit.load(str(path), map_location=device).eval()
     except (RuntimeError, ValueError, torch.jit.Error) as error:
+        if out_of_memory(error):
+            raise
         raise UserError(
             f"{path} ({c.setting}) can't be loaded ({_last_line(error)}); copy or download it again"
         ) from error

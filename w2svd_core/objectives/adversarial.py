@@ -130,7 +130,7 @@ class Added(Term):
                 f"adversarial.delay {settings.delay} is not below train.steps {recipe.train.steps}, so its loss would "
                 "never set in; lower it"
             )
-        if not settings.lr:
+        if not (settings.lr or recipe.start):
             return (
                 "adversarial.lr 0 leaves its heads as they begin, which judge nothing; raise it, or set its weight to 0"
             )
