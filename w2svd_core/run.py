@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -19,6 +20,9 @@ from .files import opened_safetensors, read_safetensors, write_safetensors, writ
 from .options import show
 from .places import PLACE_KEYS, rewritten
 from .settings import Recipe
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 KEPT_CHECKPOINTS = 2
 MAY_CHANGE = (
@@ -112,27 +116,36 @@ class RunFolder:
         Raises:
             UserError: another one trains in it.
         """
-        from filelock import FileLock, Timeout
+        from filelock import FileLock
 
-        place = self.path / "training.lock"
-        lock = FileLock(place, timeout=0)
-        try:
-            lock.acquire()
-            for half in (self.path / "checkpoints").glob(".*-*.safetensors"):  # `atomic_write`'s, as large as a model
-                half.unlink(missing_ok=True)
-        except (
-            OSError,
-            NotImplementedError,
-        ) as error:  # else: no locks here, or a fault that the first file tells
-            if isinstance(error, Timeout):
-                raise UserError(
-                    f"another process trains in {self.path}; wait until it ends, or stop it, or delete {place} if none "
-                    "does"
-                ) from error
+        lock = FileLock(self.path / "training.lock", timeout=0)
+        if self._locked(lock):
+            with contextlib.suppress(OSError):
+                for half in (self.path / "checkpoints").glob(".*-*.safetensors"):  # `atomic_write`'s, large as a model
+                    half.unlink(missing_ok=True)
         try:
             yield
         finally:
             lock.release()
+
+    def _locked(self, lock: BaseFileLock) -> bool:
+        """Whether a lock is taken; not where there are no locks, or of a fault that the run's first file will tell.
+
+        Raises:
+            UserError: another process has it.
+        """
+        from filelock import Timeout
+
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise UserError(
+                f"another process trains in {self.path}; wait until it ends, or stop it, or delete {lock.lock_file} if "
+                "none does"
+            ) from error
+        except (OSError, NotImplementedError):
+            return False
+        return True
 
     def recipe(self) -> Recipe:
         """The resolved recipe of the run."""
