@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from w2svd_core.config import check_recipe
-from w2svd_core.errors import UserError, guarded
+from w2svd_core.errors import SPINS, UserError, guarded
 from w2svd_core.files import atomic_write, opened_safetensors, read_safetensors, write_safetensors, write_text
 from w2svd_core.hashing import tensors_hash
 from w2svd_core.run import RunFolder
@@ -189,3 +189,15 @@ def test_a_door_turns_errors_into_exit_codes(capsys: pytest.CaptureFixture[str])
     told, interrupted, memory = capsys.readouterr().err.splitlines()
     assert (told, interrupted) == ("error: what and where", "interrupted")
     assert memory.startswith("error: there is not enough memory; lower data.frames")
+
+
+@pytest.mark.parametrize(("own", "found"), [(None, SPINS), ("7", "7")])
+def test_waiting_threads_leave_their_core_to_other_programs(own: str | None, found: str) -> None:
+    code = (
+        "import os, sys; from w2svd_core import train; from w2svd_core.errors import guarded; "
+        "guarded(lambda: print(os.environ['GOMP_SPINCOUNT'], 'torch' in sys.modules) or 0)"
+    )
+    env = {key: value for key, value in os.environ.items() if key != "GOMP_SPINCOUNT"}
+    env |= {"GOMP_SPINCOUNT": own} if own else {}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [found, "False"]  # torch reads it once, when it is loaded
