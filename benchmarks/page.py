@@ -93,11 +93,11 @@ def heading(plan: Plan, lines: Mapping[str, Line], about: str, command: str) -> 
     """What was done, in words."""
     o = plan.options
     machines = sorted({result["machine"] for line in lines.values() for result in line.results})
-    part = "all" if o.sweep_budget == 1 else f"{o.sweep_budget:g}"
+    part = "all" if o.sweep_budget == 1 else f"{o.sweep_budget:g} times"
     further = f", and by half or twice as much while the best lay at the edge, {BEYOND} times at most"
     sweep = (
         f"Before that, trained rows had their rates multiplied by {', '.join(f'{f:g}' for f in o.sweep)}"
-        f"{further if len(o.sweep) > 1 else ''} (the first seed, {part} of the budget, {o.sweep_clips} "
+        f"{further if len(o.sweep) > 1 else ''} (the first seed, {part} the budget, {o.sweep_clips} "
         f"validation portraits from seed {VALIDATION} on); the factor with the least video Fréchet distance there was "
         "taken for all seeds. Variants take the factor of their method and don't compete for the winner: the ablation "
         "and `dmd2_125` that of `dmd2`, `dfd_w2s_score` that of `dfd_w2s`, AVDM2's other two that of `avdm2`. The sick "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,19 +95,28 @@ def flops_curve(lines: Lines, plan: Plan) -> Any:
     """Quality against training FLOPs, once a row has been trained with several budgets."""
     found = [line for line in lines.values() if line.row.kind == "student" and line.row.group == STUDENTS]
     budgets = {line.row.title: at_budgets(line, plan) for line in found if line.results}
-    if not any(len(own) > 1 for own in budgets.values()):
+    several = {name: own for name, own in budgets.items() if len(own) > 1}
+    if not several:
         return None
-    figure, (axis, *_) = _figure(1, 7.6, 4.2)
-    for index, (name, own) in enumerate(budgets.items()):
+    figure, (axis, *_) = _figure(1, 6.4, 3.6)
+    for index, (name, own) in enumerate(several.items()):
+        means = [statistics.mean(values) for values in own.values()]
+        spreads = [(max(values) - min(values)) / 2 for values in own.values()]
         look = {"color": COLOURS[index % len(COLOURS)], "marker": "os^Dv<>"[index // len(COLOURS) % 7]}
-        axis.plot(*zip(*own, strict=True), label=name, **look)
-    axis.set(title=title("frechet_video"), xlabel="training FLOPs (TFLOP)")
-    axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+        axis.errorbar(list(own), means, yerr=spreads, capsize=3, label=name, **look)
+    for name, words, style in (("teacher", "teacher, 28 steps", "--"), ("euler_4", "its best 4 Euler steps", ":")):
+        if name in lines and (mean := lines[name].mean("frechet_video")) is not None:
+            axis.axhline(mean, color=GREY, linestyle=style, linewidth=1, label=words)
+    axis.set(title=title("frechet_video"), xlabel="training FLOPs (TFLOP)", xscale="log")
+    ticks = sorted({float(f"{flops:.2g}") for own in several.values() for flops in own})
+    axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axis.minorticks_off()
+    axis.legend(fontsize=7)
     return figure
 
 
-def at_budgets(line: Line, plan: Plan) -> list[tuple[float, float]]:
-    """(TFLOP, mean distance) of a row's test at every budget that this folder has results of.
+def at_budgets(line: Line, plan: Plan) -> dict[float, list[float]]:
+    """A row's distances on the test, one for each seed, by TFLOP: at every budget that this folder has results of.
 
     The page's own is the line's. Others come from calls with another `--budget`: of rates that were tried on the test
     there, those with the most seeds count, which are the ones that the call chose.
@@ -120,7 +130,7 @@ def at_budgets(line: Line, plan: Plan) -> list[tuple[float, float]]:
             of_rate.setdefault(cell["recipe"]["student.lr"], []).append(cell["values"]["frechet_video"])
     chosen = {flops: max(of_rate.values(), key=len) for flops, of_rate in groups.items()}
     chosen[own["train_flops"] / 1e12] = line.values("frechet_video")
-    return [(flops, sum(values) / len(values)) for flops, values in sorted(chosen.items())]
+    return dict(sorted(chosen.items()))
 
 
 def differ_in_budget(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
