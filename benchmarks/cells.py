@@ -24,7 +24,7 @@ from w2svd_core.errors import UserError
 from w2svd_core.files import write_text
 from w2svd_core.hashing import value_hash
 from w2svd_core.options import all_settings, show, value_of
-from w2svd_core.run import RunFolder
+from w2svd_core.run import RunFolder, head_start
 from w2svd_core.settings import Recipe
 from w2svd_core.students import FOLDER, FULL_NATIVE
 
@@ -141,7 +141,7 @@ class Cell:
 
     def trainings(self) -> list[Subject]:
         """What has to be trained, in order."""
-        return chain(self.subject, self.kind == "student")
+        return [*before(self.subject), *([self.subject] if self.kind == "student" else [])]
 
     def about(self) -> dict[str, Any]:
         """What stands in the JSON beside the numbers."""
@@ -175,10 +175,9 @@ def names_measured(out: Path) -> set[str]:
     return {json.loads(path.read_text(encoding="utf-8"))["row"] for path in (out / "cells").glob("*.json")}
 
 
-def chain(subject: Subject, itself: bool) -> list[Subject]:
-    """The trainings that a subject needs, in order, and its own as the last where that is asked for."""
-    before = [one for need in subject.needs.values() for one in chain(need, True)]
-    return [*before, *([subject] if itself else [])]
+def before(subject: Subject) -> list[Subject]:
+    """The trainings that a subject needs, in order."""
+    return [one for need in subject.needs.values() for one in (*before(need), need)]
 
 
 def course(subject: Subject) -> list[Subject]:
@@ -341,8 +340,7 @@ def adopted_settings(run: Path) -> dict[str, Any]:
     recipe = RunFolder.open(run).recipe()
     rows = RunFolder(run).metrics()
     done = rows[-1]["step"] if rows else 0
-    head_start = recipe.critic.warmup if recipe.method == "distribution_matching" else 0
-    return {} if done < head_start + recipe.train.steps else plain_settings(recipe)
+    return {} if done < head_start(recipe) + recipe.train.steps else plain_settings(recipe)
 
 
 def _equal(own: Mapping[str, Any], subject: Subject, out: Path) -> bool:

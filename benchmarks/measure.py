@@ -69,7 +69,7 @@ def main(place: str) -> int:
     found = {
         **job,
         "name": values.pop("name"),
-        "model_calls": None if row.steps is None else row.steps * (2 if row.guided else 1),
+        "model_calls": row.calls,
         "values": {key: value for key, value in values.items() if key in row.values},
         "searched": searched,
         "measure_seconds": time.perf_counter() - began,

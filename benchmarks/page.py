@@ -14,7 +14,7 @@ from typing import Any
 from cells import course
 from pictures import write_pictures
 from plan import BEYOND, TEST, VALIDATION, NotYet, Plan, Planned
-from rows import CLAIMS, FROM_FRAME, Claim, Row
+from rows import CLAIMS, FROM_FRAME, GRID, SEEN, Claim, Row
 
 from w2svd_core.files import write_text
 from w2svd_core.tables import SHORT_UNITS, UNITS, number, title
@@ -55,10 +55,9 @@ class Line:
         """Whether every seed is there: an order of rows that lack some is none."""
         return bool(self.results) and len(self.results) == len(self.planned.test)
 
-    def about(self, key: str) -> float | None:
-        """The mean of what stands beside the metrics."""
-        found = [result[key] for result in self.results if result.get(key)]
-        return statistics.mean(found) if found else None
+    def least(self, key: str) -> float | None:
+        """Of the seeds, of what stands beside the metrics."""
+        return min((result[key] for result in self.results if result.get(key)), default=None)
 
 
 def lines_of(plan: Plan) -> dict[str, Line]:
@@ -118,10 +117,11 @@ def heading(plan: Plan, lines: Mapping[str, Line], about: str, command: str) -> 
         "A row that starts from another one shares the budget with it; the finishes of the sick row come on top of "
         "its own. "
         f"{sweep} Wall time is that of the rounds alone, of the run that a row starts from too; peak memory is the "
-        f"whole process's, or the GPU's where one is at hand.{elsewhere(lines)}{noted(plan, lines)}{mixed(lines)}\n\n"
+        "whole process's, or the GPU's where one is at hand; of both the least of the seeds, since other programs ran "
+        f"beside.{elsewhere(lines)}{noted(plan, lines)}{mixed(lines)}\n\n"
         "The Fréchet distances use this project's own networks: they compare with each other, and with no published "
         "number; clips of another length, or from a first frame, compare among themselves. The best of 9 Euler "
-        "samplers is chosen on the test portraits themselves, in the teacher's favour."
+        f"samplers is chosen on the test portraits themselves, in the teacher's favour. {SEEN}"
     )
 
 
@@ -189,7 +189,7 @@ def names_of(names: Sequence[str]) -> str:
 def tables(lines: Mapping[str, Line]) -> list[str]:
     """A table for each group."""
     parts = []
-    shown = [line for line in lines.values() if line.row.group != "Grid"]
+    shown = [line for line in lines.values() if line.row.group != GRID]
     for group, of_group in groupby(shown, key=lambda line: line.row.group):
         rows = list(of_group)
         metrics = [m for m in METRICS if m != "identity" or group == FROM_FRAME]
@@ -226,11 +226,11 @@ def table_line(line: Line, metrics: Sequence[str], lines: Mapping[str, Line]) ->
         cells = [("" if calls is None else str(calls)) + some]
         cells += [with_spread(line, metric) for metric in metrics]
         cells += [
-            shown(line.about("train_flops") if trained else None, 1e12),
+            shown(line.least("train_flops") if trained else None, 1e12),
             updates(line) if trained else "",
             f"{factor:g}" if trained and factor is not None else "",
-            shown(line.about("peak_memory"), 2**20),
-            shown(line.about("train_seconds"), 60),
+            shown(line.least("peak_memory"), 2**20),
+            shown(line.least("train_seconds"), 60),
         ]
     held = [verdict(claim, lines) for claim in CLAIMS if row.name in (claim.better, claim.worse)]
     counts = [(sum(one == kind for one in held), word) for kind, word in ORDERS.items()]
@@ -321,14 +321,14 @@ def claims(lines: Mapping[str, Line]) -> str:
 
 def grid_table(lines: Mapping[str, Line]) -> list[str]:
     """alpha_weak against guidance, and what was foreseen of it."""
-    cells = [line for line in lines.values() if line.row.group == "Grid"]
+    cells = [line for line in lines.values() if line.row.group == GRID]
     if not cells:
         return []
     of: Callable[[Line, str], float] = lambda line, key: float(line.row.settings[f"matching.{key}"])  # noqa: E731
     alphas = sorted({of(line, "alpha_weak") for line in cells})
     scales = sorted({of(line, "guidance_scale") for line in cells})
     at = {(of(line, "alpha_weak"), of(line, "guidance_scale")): line for line in cells}
-    parts = ["## alpha_weak against guidance", ""]
+    parts = [f"## {GRID}", ""]
     parts += [
         "Linearised (methods of W2SVD, our reading), the shift damps the matching by 1 - alpha_weak and leaves the "
         "guidance as it is: rows with the same (guidance - 1) / (1 - alpha_weak) should be alike. One seed, at the "

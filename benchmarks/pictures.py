@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from plan import Plan
-from rows import ALPHAS, STUDENTS, WINNER_STEPS, slug
+from rows import ALPHAS, GRID, STUDENTS, WINNER_STEPS, slug
 
-from w2svd_core.plots import BLUE, COLOURS, GREY, ORANGE, STYLE, _figure, _save
+from w2svd_core.plots import BLUE, COLOURS, GREY, ORANGE, STYLE, new_figure, save_figure
 from w2svd_core.tables import number, title
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def write_pictures(folder: Path, lines: Lines, plan: Plan) -> list[tuple[Path, s
         with rc_context(STYLE):
             figure = draw(lines, plan)
             if figure is not None:
-                found.append((_save(figure, folder / f"{name}.png"), words))
+                found.append((save_figure(figure, folder / f"{name}.png"), words))
     return found
 
 
@@ -63,7 +63,7 @@ def alpha_curve(lines: Lines, plan: Plan) -> Any:
         return None
     if max(sum(bool(lines[f"w2s_{slug(a)}{end}"].results) for a in ALPHAS) for end in names) < 2:
         return None  # a point is no curve
-    figure, axes = _figure(3, 14.4, 3.4)
+    figure, axes = new_figure(3, 14.4, 3.4)
     any_at_all = False
     for axis, metric in zip(axes, metrics, strict=True):
         for end, (label, colour) in names.items():
@@ -77,7 +77,7 @@ def alpha_curve(lines: Lines, plan: Plan) -> Any:
 
 def steps_curve(lines: Lines, plan: Plan) -> Any:
     """Quality against steps."""
-    figure, (axis, *_) = _figure(1, 6.4, 3.6)
+    figure, (axis, *_) = new_figure(1, 6.4, 3.6)
     any_at_all = False
     for start, label, colour in (("winner_", "the winner, trained for each", BLUE), ("euler_", "teacher, Euler", GREY)):
         own = {int(name.removeprefix(start)): line for name, line in lines.items() if name.startswith(start)}
@@ -98,7 +98,7 @@ def flops_curve(lines: Lines, plan: Plan) -> Any:
     several = {name: own for name, own in budgets.items() if len(own) > 1}
     if not several:
         return None
-    figure, (axis, *_) = _figure(1, 6.4, 3.6)
+    figure, (axis, *_) = new_figure(1, 6.4, 3.6)
     for index, (name, own) in enumerate(several.items()):
         means = [statistics.mean(values) for values in own.values()]
         spreads = [(max(values) - min(values)) / 2 for values in own.values()]
@@ -119,7 +119,7 @@ def at_budgets(line: Line, plan: Plan) -> dict[float, list[float]]:
     """A row's distances on the test, one for each seed, by TFLOP: at every budget that this folder has results of.
 
     The page's own is the line's. Others come from calls with another `--budget`: of rates that were tried on the test
-    there, those with the most seeds count, which are the ones that the call chose.
+    there, those with the most seeds count, of as many those that are the page's own, too.
     """
     own = line.results[0]
     groups: dict[float, dict[float, list[float]]] = {}
@@ -128,7 +128,11 @@ def at_budgets(line: Line, plan: Plan) -> dict[float, list[float]]:
         if differ_in_budget(cell, own):
             of_rate = groups.setdefault(cell["train_flops"] / 1e12, {})
             of_rate.setdefault(cell["recipe"]["student.lr"], []).append(cell["values"]["frechet_video"])
-    chosen = {flops: max(of_rate.values(), key=len) for flops, of_rate in groups.items()}
+    rate = own["recipe"]["student.lr"]
+    chosen = {
+        flops: max(of_rate.items(), key=lambda pair: (len(pair[1]), pair[0] == rate))[1]
+        for flops, of_rate in groups.items()
+    }
     chosen[own["train_flops"] / 1e12] = line.values("frechet_video")
     return dict(sorted(chosen.items()))
 
@@ -146,7 +150,7 @@ def grid_map(lines: Lines, plan: Plan) -> Any:
     """The grid as a map, and saturation over (guidance - 1) / (1 - alpha_weak)."""
     import numpy as np
 
-    cells = [line for line in lines.values() if line.row.group == "Grid" and line.results]
+    cells = [line for line in lines.values() if line.row.group == GRID and line.results]
     if not cells:
         return None
     found = {}
@@ -154,7 +158,7 @@ def grid_map(lines: Lines, plan: Plan) -> Any:
         alpha, scale = (float(line.row.settings[f"matching.{key}"]) for key in ("alpha_weak", "guidance_scale"))
         found[alpha, scale] = line
     alphas, scales = (sorted({pair[place] for pair in found}) for place in (0, 1))
-    figure, (left, right) = _figure(2, 10.5, 3.8)
+    figure, (left, right) = new_figure(2, 10.5, 3.8)
     distance = np.full((len(alphas), len(scales)), np.nan)
     for (alpha, scale), line in found.items():
         distance[alphas.index(alpha), scales.index(scale)] = line.mean("frechet_video")

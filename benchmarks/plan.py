@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from budget import Cost, cost_of, untrained_file
-from cells import Cell, Subject, assets_version, chain, has_diverged, unusual_settings, with_files
+from cells import Cell, Subject, assets_version, has_diverged, unusual_settings, with_files
 from rows import STUDENTS, Row
 
 from w2svd_core.config import load_recipe, recipe_names
@@ -156,7 +156,7 @@ class Plan:
             if self.sweeps(row):
                 found.cells += self.sweep_cells(row)
             found.factor = self.factor(row)
-            seeds = self.options.seeds[:1] if row.group == "Grid" else self.options.seeds
+            seeds = self.options.seeds[: row.seeds]
             found.test = [self.test_cell(row, seed, found.factor) for seed in seeds]
             found.cells += found.test
         except NotYet as reason:
@@ -214,7 +214,7 @@ class Plan:
         Raises:
             NotYet: the sweep is not done.
         """
-        if row.group == "Grid" or not row.swept or not self.options.sweep:
+        if not row.swept or not self.options.sweep:
             return 1.0
         if row.winner:
             return self.factor(self.winner())
@@ -264,7 +264,7 @@ class Plan:
 
     def sweeps(self, row: Row) -> bool:
         """Whether a row has a sweep of its own."""
-        return row.kind == "student" and row.swept and not row.winner and not row.rates and row.group != "Grid"
+        return row.kind == "student" and row.swept and not row.winner and not row.rates
 
     def in_steps(self, source: Row, row: Row) -> Row:
         """A row in another number of steps; in its own it is the very same cell."""
@@ -362,4 +362,4 @@ def adoptable(plan: Plan, rows: Iterable[Row]) -> list[Cell]:
 
 def trainings(cells: Iterable[Cell]) -> dict[str, Subject]:
     """All trainings of some cells, by key."""
-    return {subject.key: subject for cell in cells for subject in chain(cell.subject, cell.kind == "student")}
+    return {subject.key: subject for cell in cells for subject in cell.trainings()}

@@ -55,7 +55,9 @@ def parser() -> Parser:
     door.add_argument("--sweep-budget", type=float, default=own.sweep_budget, help="share of the budget; default 1")
     door.add_argument("--winner", default="", metavar="NAME", help="row to take as the winner; default: by validation")
     door.add_argument("--grid", action="store_true", help="also alpha_weak against guidance, one seed")
-    door.add_argument("--adopt", type=Path, nargs="+", default=[], metavar="FOLDER", help="take equal runs from here")
+    door.add_argument(
+        "--adopt", type=Path, nargs="+", default=[], metavar="FOLDER", help="take equal runs of this version from here"
+    )
     add_arguments(door)
     return door
 
@@ -98,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     left = sum(cell.read(out) is None for cell in planned(plan, wanted))
     page = args.docs / f"{size.page}{'' if options.budget == 1 else f'_x{options.budget:g}'}.md"
     write_page(plan, page, size.about, command(argv, name))
-    print(f"wrote {page}" + (f"; {left} cells have not run" if left else ""))
+    print(f"wrote {page}" + (f"; at least {left} cells have not run" if left else ""))
     for key, log in workers.failed.items():
         print(f"failed: {key}, see {log}", file=sys.stderr)
     return INTERRUPTED if workers.stopping else 1 if workers.failed else 0
@@ -108,7 +110,7 @@ def chosen(rows: Iterable[Row], names: Sequence[str] | None) -> list[Row]:
     """Rows by name; all without names.
 
     Raises:
-        UserError: there is none of that name.
+        UserError: there is none of that name, or it has no line of its own.
     """
     known = {row.name: row for row in rows}
     for name in names or ():
@@ -118,6 +120,9 @@ def chosen(rows: Iterable[Row], names: Sequence[str] | None) -> list[Row]:
             hint = f"did you mean {near[0]}" if near else f"--size {sizes[0]} may have it" if sizes else "see --list"
             hint = "add --grid" if name in {row.name for one in SIZES.values() for row in one.grid} else hint
             raise UserError(f"There is no row {name} here; {hint}.")
+        on = [row.name for row in known.values() if name in (row.teacher, row.image) and row.kind == "student"]
+        if known[name].kind == "model":
+            raise UserError(f"{name} has no line of its own; name a row that is built on it, such as {on[0]}.")
     return list(known.values()) if names is None else [known[name] for name in names]
 
 
@@ -142,7 +147,7 @@ def stopped_by_ctrl_c(workers: Workers) -> Iterator[None]:
 def command(argv: Sequence[str] | None, size: str) -> str:
     """What was called, without places of this machine, and with the size that it took by itself."""
     words = list(sys.argv[1:] if argv is None else argv)
-    hidden = ("--out", "--docs", "--adopt", "--data.cache", "--size")
+    hidden = ("--out", "--docs", "--adopt", "--data.cache", "--size", "--minutes", "--jobs")
     kept: list[str] = []
     skipping = False
     for word in words:

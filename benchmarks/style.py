@@ -20,7 +20,7 @@ from torch import Tensor
 
 from w2svd_core.assembly import bundled_encoders, job_of, load_base, roles_of
 from w2svd_core.config import load_recipe
-from w2svd_core.data.codec import to_pixels, to_unit
+from w2svd_core.data.codec import to_pixels, to_signed
 from w2svd_core.data.encoder_source import LoadedEncoders, null_condition
 from w2svd_core.data.latents import LatentSet
 from w2svd_core.data.portraits import caption, portrait_from_seed, render
@@ -97,7 +97,7 @@ def motion(video: Tensor) -> float:
 
 def videos(seeds: Sequence[int], frames: int, fps: float) -> Tensor:
     """Rendered portraits `b 3 f h w` in [-1, 1]."""
-    return torch.cat([to_unit(render(portrait_from_seed(seed), frames, SIDE, SIDE, fps)[None]) for seed in seeds])
+    return torch.cat([to_signed(render(portrait_from_seed(seed), frames, SIDE, SIDE, fps)[None]) for seed in seeds])
 
 
 def data_of(latents: Tensor, seeds: Sequence[int], source: LoadedEncoders) -> LatentSet:

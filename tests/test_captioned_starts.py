@@ -15,7 +15,7 @@ from video_files import counting, write
 from w2svd_core.asking import ask
 from w2svd_core.assembly import bundled_encoders
 from w2svd_core.condition import Condition
-from w2svd_core.data.codec import to_unit
+from w2svd_core.data.codec import to_signed
 from w2svd_core.data.latents import load_latents
 from w2svd_core.data.prepare import prepare
 from w2svd_core.data.shard_sets import ShardSet
@@ -56,7 +56,7 @@ def settings(tmp_path: Path) -> Data:
 
 
 def wanted_text(settings: Data, number: int, caption: str) -> Tensor:
-    first = to_unit(read_video(Path(settings.folder) / f"{number}.mp4", 5, 32, 32, 8.0)[None])[:, :, :1]
+    first = to_signed(read_video(Path(settings.folder) / f"{number}.mp4", 5, 32, 32, 8.0)[None])[:, :, :1]
     return Reader().encode(first, 5, [caption])["text"]
 
 
@@ -88,6 +88,6 @@ def test_pairs_are_asked_once_each(settings: Data) -> None:
         assert reader.asked == times and len(asked) == 4
     source = replace(PLAIN, start=Reader(), captioned=True)
     found = ask(source, settings, prompts, pictures).condition([3, 2, 1])
-    first = to_unit(np.stack([one, one, two])[:, None])
+    first = to_signed(np.stack([one, one, two])[:, None])
     expected = Condition(dict(Reader().encode(first, 5, ["a", "b", "a"])))
     torch.testing.assert_close(found.fields["text"], expected.fields["text"])

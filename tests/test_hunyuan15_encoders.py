@@ -21,7 +21,7 @@ from w2svd_core.backbones.hunyuan15_image import load_siglip
 from w2svd_core.backbones.hunyuan15_source import Hunyuan15Source
 from w2svd_core.backbones.hunyuan15_text import BEFORE, SYSTEM, Qwen, load_qwen
 from w2svd_core.backbones.hunyuan15_vae import TILE_ABOVE, Hunyuan15Vae, load_vae
-from w2svd_core.data.codec import to_unit
+from w2svd_core.data.codec import to_signed
 from w2svd_core.data.encoder_source import null_condition
 from w2svd_core.errors import UserError
 from w2svd_core.files import read_safetensors, write_safetensors
@@ -138,7 +138,7 @@ def test_a_first_frame_is_what_the_pipeline_shows() -> None:
     image = picture(*SIZE)
     start = source.load_start(source.load_codec())
     assert start is not None and not source.captioned
-    found = start.encode(to_unit(np.array(image)[None, None]), FRAMES, ["anything"])
+    found = start.encode(to_signed(np.array(image)[None, None]), FRAMES, ["anything"])
     height, width = SIZE
     with torch.no_grad():
         patches = pipe.encode_image(image=image, batch_size=1, device=CPU, dtype=torch.float32)
@@ -153,7 +153,7 @@ def test_a_first_frame_is_what_the_pipeline_shows() -> None:
 
 def test_without_an_image_processor_the_usual_one_is_taken() -> None:
     """As beside single files."""
-    first = to_unit(np.array(picture(*SIZE))[None, None])
+    first = to_signed(np.array(picture(*SIZE))[None, None])
     found = []
     for source in (source_of("i2v"), source_of("i2v", settings=tiny_hunyuan15("i2v").model_of_files())):
         start = source.load_start(source.load_codec())

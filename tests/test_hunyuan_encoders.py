@@ -17,7 +17,7 @@ from w2svd_core.backbones.hunyuan_image import Llava, ReadFrame
 from w2svd_core.backbones.hunyuan_source import HunyuanSource
 from w2svd_core.backbones.hunyuan_text import PICTURE_TEMPLATE, PICTURE_TEMPLATE_TOKENS, TEMPLATE, TEMPLATE_TOKENS
 from w2svd_core.backbones.hunyuan_vae import HunyuanVae
-from w2svd_core.data.codec import Codec, to_unit
+from w2svd_core.data.codec import Codec, to_signed
 from w2svd_core.data.encoder_source import null_condition
 from w2svd_core.errors import UserError
 
@@ -52,7 +52,7 @@ def close(found: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
 
 def frame_of(image: Any) -> Tensor:
     """`1 3 1 h w` in [-1, 1] of a PIL picture."""
-    return to_unit(np.array(image)[None, None])
+    return to_signed(np.array(image)[None, None])
 
 
 def video_of(frames: int = FRAMES, rows: int = 1, size: tuple[int, int] = SIZE) -> Tensor:

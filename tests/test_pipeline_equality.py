@@ -21,7 +21,7 @@ from torch import Tensor
 from wan_kinds import WAN
 
 from w2svd_core.condition import Condition
-from w2svd_core.data.codec import to_unit
+from w2svd_core.data.codec import to_signed
 from w2svd_core.data.encoder_source import null_condition
 from w2svd_core.generation import Way, generate, predictor
 from w2svd_core.randomness import noise_of_seeds
@@ -78,7 +78,7 @@ class Case:
         if image:
             start = source.load_start(codec)
             assert start is not None
-            first = to_unit(np.array(self.picture)[None, None]).expand(len(PROMPTS), -1, -1, -1, -1)
+            first = to_signed(np.array(self.picture)[None, None]).expand(len(PROMPTS), -1, -1, -1, -1)
             fields |= start.encode(first, FRAMES, PROMPTS)
         self.condition = Condition(fields)
         self.noise = noise_of_seeds(self.shape, SEEDS, 0)

@@ -21,7 +21,7 @@ from w2svd_core import prepare as door
 from w2svd_core.assembly import bundled_encoders
 from w2svd_core.config import check_recipe
 from w2svd_core.data import prepare as preparing
-from w2svd_core.data.codec import Codec, PortraitCodec, to_unit
+from w2svd_core.data.codec import Codec, PortraitCodec, to_signed
 from w2svd_core.data.encoder_source import StartEncoder
 from w2svd_core.data.latents import load_latents
 from w2svd_core.data.portraits import render_folder
@@ -156,7 +156,7 @@ def test_clips_become_what_the_codec_makes_of_them(settings: Data) -> None:
     assert len(data) == 5 and data.shape([0, 1, 2]) == (16, 3, 8, 8)
     for number, (name, frames, height, width) in enumerate(cuts):
         path = Path(settings.folder) / name
-        video = to_unit(read_video(path, frames, height, width, 8.0)[None])
+        video = to_signed(read_video(path, frames, height, width, 8.0)[None])
         latents, condition = data.batch([number], CPU)
         assert torch.equal(latents, ENCODERS.codec.encode(video))
         caption = path.with_suffix("").with_suffix(".txt").read_text()

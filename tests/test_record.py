@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 from bench_parts import cell_of, command, finish, plan_of
 
+from w2svd_core.config import load_recipe
 from w2svd_core.errors import UserError
+
+DOCS = Path(__file__).parents[1] / "docs"
 
 
 def test_what_one_machine_gives_another_takes(bench: Any, tmp_path: Path) -> None:
@@ -108,7 +111,7 @@ def test_the_larger_table_has_a_teacher_of_its_own(bench: Any, tmp_path: Path, c
     for row in (*size.rows, *size.grid):
         planned = plan.of(row)
         assert planned.test or row.kind == "model", (row.name, planned.why)
-        needs = {need.key for cell in planned.test for need in bench.cells.chain(cell.subject, False)}
+        needs = {need.key for cell in planned.test for need in bench.cells.before(cell.subject)}
         assert row.kind in ("data", "codec", "model") or own.key in needs, row.name
     table = bench.page.claims(bench.page.lines_of(plan)).splitlines()[4:]
     assert {line.count(" | ") for line in table if "---" not in line} == {6} and "first frame" not in "".join(table)
@@ -129,3 +132,51 @@ def test_the_larger_table_trains_its_teacher_first(tmp_path: Path) -> None:
         one for one in json.loads((docs / "results_large.json").read_text())["cells"].values() if one["row"] == "w2s"
     ]
     assert len(cell["models"]["portraits_teacher"]) == 16
+
+
+def test_flops_are_counted_apart_for_whatever_changes_them(
+    bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: list[Any] = []
+
+    def count(recipe: Any) -> Any:
+        counted.append(recipe)
+        return bench.budget.Cost(float(len(counted)), 1.0)
+
+    monkeypatch.setattr(bench.plan, "cost_of", count)
+    costs = bench.plan.Costs(tmp_path / "flops.json")
+
+    def of(**changes: str) -> float:
+        settings = {key.replace("__", "."): value for key, value in changes.items()}
+        found: float = costs.of(load_recipe("portraits_gan", settings)).head_start
+        return found
+
+    own = of()
+    assert own == of(seed="5") == of(student__lr="1e-3") == of(train__steps="7") == of(matching__alpha_weak=".5")
+    others = [
+        of(matching__alpha_weak="0"), of(rollout__reuse="fresh"), of(adversarial__depths=".5"), of(critic__updates="2"),
+        of(matching__guidance_scale="1"), of(student__rank="8"),
+    ]  # fmt: skip
+    assert len({own, *others}) == len(counted) == 7
+    again = bench.plan.Costs(tmp_path / "flops.json")
+    assert again.of(load_recipe("portraits_gan")).head_start == own and len(counted) == 7
+
+
+@pytest.mark.slow
+def test_the_counts_of_the_record_are_those_of_todays_code(bench: Any, tmp_path: Path) -> None:
+    known = bench.plan.Costs(tmp_path / "known" / "flops.json")
+    known.learn(json.loads((DOCS / "results.json").read_text())["costs"])
+    known.counting = False
+    fresh = bench.plan.Costs(tmp_path / "fresh" / "flops.json")
+    plan = plan_of(bench, tmp_path, known)
+    counts: dict[Any, str] = {}
+    for row in plan.rows.values():
+        if row.kind != "student" or row.winner:
+            continue
+        recipe = plan.resolved(row, 0)
+        models = {setting: plan.resolved(other, 0) for setting, other in plan.models(row).items()}
+        then = known.of(recipe, models)
+        if then not in counts:
+            counts[then] = row.name
+            assert fresh.of(recipe, models) == then, row.name
+    assert len(counts) > 8

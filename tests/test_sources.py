@@ -11,7 +11,7 @@ from kinds import filed, piped
 from tiny_wan import FRAMES, PROMPTS
 from video_files import write
 
-from w2svd_core.data.codec import to_unit
+from w2svd_core.data.codec import to_signed
 from w2svd_core.data.encoder_source import EncoderSource, empty_condition, null_condition
 from w2svd_core.data.prepare import prepare
 from w2svd_core.data.shard_sets import ShardSet
@@ -59,7 +59,7 @@ def test_a_preparation_holds_what_the_encoders_make(kind: Kind, tmp_path: Path) 
     start = source.load_start(codec)
     for number in range(2):
         caption = " ".join(PROMPTS[number].split())
-        video = to_unit(read_video(Path(settings.folder) / f"{number}.mkv")[None])
+        video = to_signed(read_video(Path(settings.folder) / f"{number}.mkv")[None])
         latents, condition = data.batch([number], CPU)
         with torch.no_grad():
             assert torch.equal(latents, codec.encode(video))

@@ -26,7 +26,7 @@ from w2svd_core.backbones.wan_encoders import load_codec, load_prompts, load_sta
 from w2svd_core.backbones.wan_image import FrameThenGrey
 from w2svd_core.backbones.wan_text import Umt5, clean
 from w2svd_core.backbones.wan_vae import WanVae
-from w2svd_core.data.codec import Codec, load_portrait_codec, to_unit
+from w2svd_core.data.codec import Codec, load_portrait_codec, to_signed
 from w2svd_core.data.prompts import PromptEncoder
 from w2svd_core.errors import UserError
 from w2svd_core.files import read_safetensors, write_safetensors
@@ -194,7 +194,7 @@ def test_image_to_video_is_shown_what_the_pipeline_shows() -> None:
     image = picture(height, width)
     start = load_start(tiny.model(), "i2v", load_codec(tiny.model(), "i2v"))
     assert isinstance(start, FrameThenGrey)
-    first = to_unit(np.array(image)[None, None])
+    first = to_signed(np.array(image)[None, None])
     found = start.encode(first, FRAMES, [""])
     pixels = pipe.video_processor.preprocess(image, height=height, width=width)
     close(pixels, first[:, :, 0])
@@ -222,7 +222,7 @@ def test_ti2v_is_shown_the_first_frame_alone() -> None:
     image = picture(height, width)
     start = load_start(tiny.model(), "ti2v", load_codec(tiny.model(), "ti2v"))
     assert start is not None
-    first = to_unit(np.array(image)[None, None])
+    first = to_signed(np.array(image)[None, None])
     pixels = pipe.video_processor.preprocess(image, height=height, width=width)
     _, condition, mask = pipe.prepare_latents(pixels, 1, 48, height, width, FRAMES, torch.float32, torch.device("cpu"))
     found = start.encode(first, FRAMES, [""])

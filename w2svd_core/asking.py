@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from .condition import Condition
-from .data.codec import Codec, to_unit
+from .data.codec import Codec, to_signed
 from .data.decoding import Image
 from .data.encoder_source import EncoderSource, null_condition
 from .memory import free_memory
@@ -89,5 +89,5 @@ def _encoded(source: EncoderSource, codec: Codec, pairs: Sequence[tuple[Image, s
     parts = []
     for i in range(0, len(pairs), at_once):
         pictures, prompts = zip(*pairs[i : i + at_once], strict=True)
-        parts.append(Condition(start.encode(to_unit(np.stack(pictures)[:, None]), data.frames, prompts)))
+        parts.append(Condition(start.encode(to_signed(np.stack(pictures)[:, None]), data.frames, prompts)))
     return Condition.cat(parts)

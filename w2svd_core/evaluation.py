@@ -18,7 +18,7 @@ import torch
 
 from .asking import Asked, ask
 from .data.clips import list_clips
-from .data.codec import Video, decode_pixels, to_unit
+from .data.codec import Video, decode_pixels, to_signed
 from .data.encoder_source import EncoderSource
 from .data.portraits import caption, portrait_from_seed, render
 from .data.video import read_video, write_video
@@ -64,6 +64,11 @@ class Row:
     captions: tuple[str, ...]
     shown: Video = field(repr=False)
     judges: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def calls(self) -> int | None:
+        """Model calls of a clip; None for data."""
+        return None if self.steps is None else self.steps * (2 if self.guided else 1)
 
 
 @dataclass(frozen=True)
@@ -213,7 +218,7 @@ def codec_row(recipe: Recipe, test: HeldOut, folder: Path) -> Row:
         write_video(path, clip, d.fps)
         again = read_video(path, d.frames, d.height, d.width, d.fps)
         with torch.no_grad():
-            parts.append(test.asked.codec.encode(to_unit(again[None])))
+            parts.append(test.asked.codec.encode(to_signed(again[None])))
     path.unlink()
     clips = decode_pixels(test.asked.codec, torch.cat(parts))
     return _floor("data through mp4 and codec", clips, test, test.statistics)

@@ -27,7 +27,7 @@ from .guard_settings import Guard, on_portraits
 from .hashing import tensors_hash
 from .learner import Learner
 from .looks import Look, Values, band, change, looks_in, out_in_a_row, score
-from .metrics.diversity import pixel_diversity
+from .metrics.diversity import caption_diversity
 from .metrics.measure import Reference, measure
 from .roles import swapped_in
 from .run import RunFolder
@@ -102,7 +102,7 @@ def measured(way: Way, asked: Questions, recipe: Recipe, job: Job, progress: Pro
     clips = decode_pixels(job.source.load_codec(), latents)
     values = measure(clips, asked.captions, asked.reference, SEEDS_PER_CAPTION)
     if asked.reference is None:
-        values["diversity"] = pixel_diversity(clips, SEEDS_PER_CAPTION)
+        values["diversity"] = caption_diversity(clips, SEEDS_PER_CAPTION)
     return values
 
 

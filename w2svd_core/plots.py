@@ -97,9 +97,9 @@ def write_plots(
             panels = panels or _of_terms(metrics)
             there = [panel for panel in panels if any(_curve(metrics, key)[0].size for key in panel.curves)]
             if there:
-                paths.append(_save(_curves(there, metrics, limits=limits), folder / f"{name}.png"))
+                paths.append(save_figure(_curves(there, metrics, limits=limits), folder / f"{name}.png"))
         if rows:
-            paths.append(_save(_bars(rows), folder / "evaluation.png"))
+            paths.append(save_figure(_bars(rows), folder / "evaluation.png"))
     return paths
 
 
@@ -136,13 +136,13 @@ def _of_terms(metrics: Sequence[Mapping[str, float]]) -> tuple[Panel, ...]:
     return tuple(Panel(key.replace("_", " ").replace("/", ": "), "", (key,)) for key in own)
 
 
-def _save(figure: Any, path: Path) -> Path:
+def save_figure(figure: Any, path: Path) -> Path:
     with atomic_write(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
     return path
 
 
-def _figure(columns: int, width: float, height: float, rows: int = 1) -> tuple[Any, list[Any]]:
+def new_figure(columns: int, width: float, height: float, rows: int = 1) -> tuple[Any, list[Any]]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -171,7 +171,7 @@ def _curves(
 ) -> Any:
     columns = min(len(panels), most_columns)
     rows = -(-len(panels) // columns)
-    figure, axes = _figure(columns, 4.8 * columns, 3.2 * rows, rows)
+    figure, axes = new_figure(columns, 4.8 * columns, 3.2 * rows, rows)
     for axis in axes[len(panels) :]:
         axis.set_axis_off()
     for number_of, (axis, panel) in enumerate(zip(axes, panels, strict=False)):
@@ -204,7 +204,7 @@ def _head(metric: str) -> str:
 def _bars(rows: Sequence[Row]) -> Any:
     """The main numbers of each row as bars; a dashed line where data are."""
     shown = [metric for metric in BARS if any(metric in row.values for row in rows)]
-    figure, axes = _figure(len(shown), 2.4 + 2.2 * len(shown), 1.1 + 0.42 * len(rows))
+    figure, axes = new_figure(len(shown), 2.4 + 2.2 * len(shown), 1.1 + 0.42 * len(rows))
     names = [row.name for row in rows]
     for place, (axis, metric) in enumerate(zip(axes, shown, strict=True)):
         values = [row.values.get(metric, np.nan) for row in rows]

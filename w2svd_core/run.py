@@ -211,8 +211,7 @@ class RunFolder:
 
     def refuse_fewer_steps(self, recipe: Recipe) -> None:
         """Raise a UserError where more updates are done than a recipe asks for: they can't be taken back."""
-        head_start = recipe.critic.warmup if recipe.method == "distribution_matching" else 0
-        done = self.newest_step() - head_start
+        done = self.newest_step() - head_start(recipe)
         if done > recipe.train.steps:
             raise UserError(
                 f"{self.path} has {done} updates behind it, and train.steps is {recipe.train.steps}; raise it to "
@@ -254,3 +253,8 @@ class RunFolder:
         if (self.path / "metrics.jsonl").is_file():
             write_text(self.path / "metrics.jsonl", "".join(line + "\n" for line in kept))
         return step, tensors
+
+
+def head_start(recipe: Recipe) -> int:
+    """The rounds of a run before its student's first update: those of the critic alone."""
+    return recipe.critic.warmup if recipe.method == "distribution_matching" else 0

@@ -65,7 +65,7 @@ def markdown_table(rows: Sequence[Row]) -> str:
     ]
     best = {metric: best_rows(rows, metric) for metric in metrics}
     for index, row in enumerate(rows):
-        cells = [row.name, "" if row.steps is None else str(row.steps * (2 if row.guided else 1))]
+        cells = [row.name, "" if row.calls is None else str(row.calls)]
         for metric in metrics:
             text = number(row.values[metric]) if metric in row.values else ""
             cells.append(f"**{text}**" if text and index in best[metric] else text)

@@ -21,7 +21,7 @@ from w2svd_core.backbones.cosmos_loading import load_projection
 from w2svd_core.backbones.cosmos_source import CosmosSource
 from w2svd_core.backbones.cosmos_text import TOKENS, CosmosReason
 from w2svd_core.condition import Condition
-from w2svd_core.data.codec import to_unit
+from w2svd_core.data.codec import to_signed
 from w2svd_core.errors import UserError
 from w2svd_core.generation import Way, predictor
 from w2svd_core.randomness import noise_of_seeds
@@ -119,7 +119,7 @@ def test_the_first_frame_is_what_the_pipeline_encodes() -> None:
     codec = source.load_codec()
     start = source.load_start(codec)
     assert start is not None and source_of("t2v").load_start(codec) is None
-    pixels = to_unit(np.array(image)[None, None])
+    pixels = to_signed(np.array(image)[None, None])
     padded = torch.cat([(pixels[:, :, :1] + 1) / 2, torch.zeros(1, 3, FRAMES - 1, *SIZE)], dim=2)
     video = pipe.video_processor.preprocess_video(padded.transpose(1, 2), *SIZE)
     _, latents, mask, given = pipe.prepare_latents(
@@ -158,7 +158,7 @@ def test_the_guided_call_is_the_pipelines_on_the_published_solvers_path(kind: st
     fields = dict(prompts.encode(PROMPTS[:2]).fields)
     start = source.load_start(codec)
     if start is not None:
-        first = to_unit(np.array(shown)[None, None]).expand(2, -1, -1, -1, -1)
+        first = to_signed(np.array(shown)[None, None]).expand(2, -1, -1, -1, -1)
         fields |= start.encode(first, FRAMES, PROMPTS[:2])
     condition = Condition(fields)
     model = SharedModel(COSMOS, COSMOS.load(tiny.folder, torch.float32).eval(), critic_rank=0, student_rank=1)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from w2svd_core.errors import UserError
-from w2svd_core.metrics.diversity import diversity, pixel_diversity
+from w2svd_core.metrics.diversity import caption_diversity, diversity
 from w2svd_core.metrics.frechet import FeatureStats
 
 
@@ -42,8 +42,8 @@ def test_groups_that_do_not_fit_are_refused(size: int) -> None:
 def test_without_a_network_it_is_the_distance_in_levels() -> None:
     levels = [10, 13, 200, 200, 90, 84]  # of three captions, each with two seeds
     clips = np.array(levels, np.uint8)[:, None, None, None, None] * np.ones((1, 5, 32, 24, 3), np.uint8)
-    assert pixel_diversity(clips, 2) == pytest.approx((3 + 0 + 6) / 3)
+    assert caption_diversity(clips, 2) == pytest.approx((3 + 0 + 6) / 3)
     noise = np.random.default_rng(0).integers(0, 256, clips.shape, np.uint8)
-    assert 0 < pixel_diversity(noise, 2) < 0.8 * np.sqrt(np.mean((noise[0].astype(float) - noise[1]) ** 2))
+    assert 0 < caption_diversity(noise, 2) < 0.8 * np.sqrt(np.mean((noise[0].astype(float) - noise[1]) ** 2))
     with pytest.raises(UserError, match="group"):
-        pixel_diversity(clips, 4)
+        caption_diversity(clips, 4)

@@ -162,7 +162,7 @@ def load_portrait_codec(path: Path) -> PortraitCodec:
     return codec.eval().requires_grad_(False)
 
 
-def to_unit(video: Video) -> Tensor:
+def to_signed(video: Video) -> Tensor:
     """uint8 `n f h w 3` to float `n 3 f h w` in [-1, 1]."""
     return torch.from_numpy(np.ascontiguousarray(video)).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
 

@@ -18,7 +18,7 @@ from ..hashing import tensors_hash, value_hash
 from ..randomness import shuffled_rows
 from ..settings import Data
 from .clips import Clip, list_clips
-from .codec import to_unit
+from .codec import to_signed
 from .encoder_source import LoadedEncoders, empty_condition, null_condition
 from .shards import clip_key
 
@@ -136,7 +136,7 @@ def _encode_clips(
             read_video(clip.path, settings.frames, settings.height, settings.width, settings.fps)
             for clip in clips[start : start + batch]
         ]
-        for number, video in enumerate(map(to_unit, (video[None] for video in videos)), start):
+        for number, video in enumerate(map(to_signed, (video[None] for video in videos)), start):
             parts["latents"].append(encoders.codec.encode(video))
             for name, value in _start_fields(encoders, video, clips[number].caption).items():
                 parts[f"{CONDITION}{name}"].append(value)

@@ -21,7 +21,7 @@ from ..memory import free_memory
 from ..settings import Data
 from .buckets import Bucket, Plan
 from .clips import Clip
-from .codec import Codec, to_unit
+from .codec import Codec, to_signed
 from .encoder_source import EncoderSource, StartEncoder, empty_condition, null_condition
 from .indexing import index_clips, index_prompts
 from .latents import Progress
@@ -175,7 +175,7 @@ def _reader(clips: Sequence[Clip], plan: Plan, fps: float) -> Callable[[int], _C
 @torch.no_grad()
 def _encode(key: str, cut: _Cut, codec: Codec, start: StartEncoder | None) -> Row | str:
     """The row of a clip, or why there is none."""
-    video = to_unit(cut.video[None])
+    video = to_signed(cut.video[None])
     latents = codec.encode(video).cpu()
     made = {} if start is None else start.encode(video[:, :, :1], video.shape[2], [cut.clip.caption])
     fields = {name: value.cpu() for name, value in made.items()}

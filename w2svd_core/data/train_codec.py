@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..errors import guarded
 from ..files import write_safetensors
-from .codec import PortraitCodec, Video, load_portrait_codec, reconstruction_loss, to_pixels, to_unit
+from .codec import PortraitCodec, Video, load_portrait_codec, reconstruction_loss, to_pixels, to_signed
 from .portraits import portrait_from_seed, render
 
 HELD_OUT_SEED = 3_000_000
@@ -80,7 +80,7 @@ def train_refinement(codec: PortraitCodec, video: Tensor, steps: int, batch: int
 @torch.no_grad()
 def psnr(codec: PortraitCodec, clips: Video) -> float:
     """Peak signal-to-noise ratio of the round trip, in dB."""
-    found = to_pixels(codec.decode(codec.encode(to_unit(clips))))
+    found = to_pixels(codec.decode(codec.encode(to_signed(clips))))
     error = np.square(found.astype(np.float32) - clips.astype(np.float32)).mean()
     return float(10 * np.log10(255.0**2 / error))
 
@@ -100,7 +100,7 @@ def main() -> int:
     parser.add_argument("--lr", type=float, default=2e-3, help="peak learning rate")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights and data order")
     a = parser.parse_args()
-    video = to_unit(render_clips(0, a.clips))
+    video = to_signed(render_clips(0, a.clips))
     torch.manual_seed(a.seed)
     codec = load_portrait_codec(a.start).requires_grad_(True) if a.start else PortraitCodec()
     if not a.start:

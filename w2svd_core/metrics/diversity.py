@@ -36,7 +36,7 @@ def diversity(features: Tensor, group_size: int, data: FeatureStats) -> float:
     return apart(features, group_size) / math.sqrt(2 * data.total_variance)
 
 
-def pixel_diversity(videos: Videos, group_size: int) -> float:
+def caption_diversity(videos: Videos, group_size: int) -> float:
     """Mean distance between clips of the same caption and different seeds in levels of 255, where no network knows the
     clips: the root mean square difference over a grid of 16 x 16 cells of each frame.
 
