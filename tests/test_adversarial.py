@@ -16,7 +16,7 @@ from w2svd_core.condition import Condition
 from w2svd_core.distillation import Distillation
 from w2svd_core.errors import UserError
 from w2svd_core.heads import Heads, Taps
-from w2svd_core.objectives.adversarial import discriminator_loss, generator_loss, r1_penalty, strength
+from w2svd_core.objectives.adversarial import discriminator_loss, generator_loss, over_taps, r1_penalty, strength
 
 ON = {"adversarial.weight": 0.5, "adversarial.lr": 1e-2, "critic.warmup": 0}
 
@@ -62,7 +62,7 @@ def test_features_are_tokens_whatever_the_block_puts_out() -> None:
     one, two = Taps([convolution, linear], (0.5, 1.0)).of(lambda: (convolution(image), linear(tokens)))
     assert one.shape == (2, 16, 8) and two.shape == (2, 7, 5)
     assert torch.equal(two, linear(tokens)) and torch.equal(one[:, 5], convolution(image)[:, :, 1, 1])
-    assert Heads([8, 5], 4, 0)([one, two]).shape == (2, 23)
+    assert [logits.shape for logits in Heads([8, 5], 4, 0)([one, two])] == [(2, 16), (2, 7)]
 
 
 def test_a_pass_ends_where_the_last_tap_is_read() -> None:
@@ -120,7 +120,9 @@ def test_the_gradient_is_that_of_the_logits_and_reaches_the_student_alone(
     noised = program.process.noise(plain, step.eps, step.sigma)
     assert term.taps.beyond is not None
     term.taps.beyond = None  # the whole pass has the same gradient
-    value = generator_loss(term._logits(term._features(noised, step.sigma, rollout.condition)))
+    logits = term._logits(term._features(noised, step.sigma, rollout.condition))
+    value = torch.stack([generator_loss(one) for one in logits]).mean()
+    torch.testing.assert_close(value, generator_loss(torch.cat(logits)))  # taps of as many tokens
     (expected,) = torch.autograd.grad(0.5 * value, plain)
     torch.testing.assert_close(x0.grad, expected, atol=1e-8, rtol=1e-5)
     assert expected.any() and step.logs["adversarial/generator"] == pytest.approx(float(value.detach()))
@@ -136,7 +138,9 @@ def test_float16_keeps_the_gradient_of_a_long_clip(new_program: Programs, new_re
         for head in term.heads.taps:
             torch.nn.init.normal_(head[-1].weight, generator=torch.Generator().manual_seed(0))
         logits = term._logits
-        term._logits = lambda features, logits=logits, many=many: Repeated.apply(logits(features), many)
+        term._logits = lambda features, logits=logits, many=many: [
+            Repeated.apply(one, many) for one in logits(features)
+        ]
         (rollout,) = program._rollouts(1, 0)
         x0 = torch.zeros_like(rollout.x_t, dtype=torch.float32).requires_grad_()
         step = program._step(rollout, x0, 1, {})
@@ -178,6 +182,47 @@ def test_the_logged_loss_is_the_discriminators_own(new_program: Programs, new_re
 
 
 @pytest.mark.parametrize("form", ["softplus", "hinge"])
+def test_an_update_of_the_heads_is_the_formula_and_there_are_as_many_as_asked_for(
+    new_program: Programs, new_recipe: Recipes, form: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"form": form, "updates": 3, "r1": 0.7, "r1_std": 0.1, "delay": 1, "ramp": 1, "weight": 2.0}
+    program = new_program(new_recipe(ON | {f"adversarial.{key}": value for key, value in settings.items()}))
+    term = program.terms["adversarial"]
+    for head in term.heads.taps:
+        torch.nn.init.normal_(head[-1].weight, generator=torch.Generator().manual_seed(0))
+    read, losses = list[list[Tensor]](), list[Tensor]()
+    logits, update = term._logits, term.learners["heads"].update
+
+    def reading(features: Any) -> list[Tensor]:
+        read.append(logits(features))
+        return read[-1]
+
+    def updating(loss: Tensor) -> Any:
+        losses.append(loss.detach())
+        return update(loss)
+
+    monkeypatch.setattr(term, "_logits", reading)
+    monkeypatch.setattr(term.learners["heads"], "update", updating)
+    (rollout,) = program._rollouts(1, 0)
+    x0 = program._student_x0(rollout)
+    term.learn(1, x0, rollout)
+    assert len(losses) == 3 and len(read) == 9  # clip, sample, disturbed clip
+    for k, loss in enumerate(losses):
+        real, student, apart = (torch.stack(one).detach() for one in read[3 * k : 3 * k + 3])  # taps n
+        expected = discriminator_loss(real, student, form) + 0.7 * r1_penalty(real, apart, 0.1)
+        torch.testing.assert_close(loss, expected)
+    steps = [program._step(rollout, x0.detach().requires_grad_(), index, {}) for index in range(4)]
+    assert term.loss(steps[0]) is None
+    shares = [float(term.loss(step).detach()) / step.logs["adversarial/generator"] for step in steps[1:]]
+    assert shares == pytest.approx([1.0, 2.0, 2.0])
+
+
+def test_a_coarse_scale_weighs_as_much_as_a_fine_one() -> None:
+    fine, coarse = torch.full((64,), 2.0), torch.full((4,), -1.0)
+    assert over_taps(one.mean() for one in (fine, coarse)) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("form", ["softplus", "hinge"])
 def test_sign_the_student_goes_where_the_discriminator_sees_clips(
     new_program: Programs, new_recipe: Recipes, form: Any
 ) -> None:
@@ -195,7 +240,8 @@ def test_sign_the_student_goes_where_the_discriminator_sees_clips(
 
     def value(sample: Tensor) -> float:
         noised = program.process.noise(sample, step.eps, step.sigma)
-        return float(generator_loss(term._logits(term._features(noised, step.sigma, rollout.condition)).detach(), form))
+        logits = term._logits(term._features(noised, step.sigma, rollout.condition))
+        return sum(float(generator_loss(one.detach(), form)) for one in logits)
 
     assert value(x0 - 20.0 * moved.grad) < value(x0)
 

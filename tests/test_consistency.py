@@ -174,6 +174,28 @@ def test_a_round_asks_teacher_target_and_student(new_program: Programs, new_reci
         torch.testing.assert_close(further[one_row], expected, atol=1e-5, rtol=1e-5)
 
 
+def test_the_loss_of_a_round_is_the_pseudo_huber_distance_of_its_setting(
+    new_program: Programs, new_recipe: Recipes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = new_program(new_recipe(LCM | {"consistency.huber": 0.5}), fresh=False)
+    targets, said, target = list[Tensor](), list[Tensor](), program._target
+    predict = program.model.predict_x0
+
+    def aimed(*given: Any) -> Tensor:
+        targets.append(target(*given))
+        return targets[-1]
+
+    def saying(*given: Any) -> Tensor:
+        said.append(predict(*given))
+        return said[-1]
+
+    monkeypatch.setattr(program, "_target", aimed)
+    monkeypatch.setattr(program.model, "predict_x0", saying)
+    logs = program.round(0)
+    apart = (said[-1].detach() - targets[0]).square()
+    assert logs["student/loss"] == pytest.approx(float(((apart + 0.25).sqrt() - 0.5).mean()), rel=1e-5)
+
+
 def test_without_guidance_the_teacher_is_asked_once(new_program: Programs, new_recipe: Recipes) -> None:
     program = new_program(new_recipe(LCM | {"consistency.guidance_scale": 1.0}))
     asked = asked_of(program)

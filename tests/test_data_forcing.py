@@ -107,7 +107,7 @@ def test_the_students_own_sample_as_clip_is_matching_bit_for_bit(
     forced = {"data_forcing.probability": 1.0, "data_forcing.alpha_weak": 0.25, "data_forcing.space": space}
     program = new_program(new_recipe(settings | forced))
     term = program.terms["data_forcing"]
-    monkeypatch.setattr(term, "_forced", lambda step: step.x0.detach())
+    monkeypatch.setattr(term, "_forced", lambda step: (step.x0.detach(), None))
     assert alike(plain, trained(program))
 
 
@@ -169,6 +169,22 @@ def test_below_the_lowest_level_rows_are_matched_as_usual(new_program: Programs,
     assert gradients[0] is not None and gradients[1] is not None
     torch.testing.assert_close(gradients[0][1], gradients[1][1], atol=1e-7, rtol=1e-5)
     assert not torch.allclose(gradients[0][0], gradients[1][0], atol=1e-4)
+
+
+@pytest.mark.parametrize(("levels", "share"), [((0.9, 0.8), 1.0), ((0.9, 0.2), 0.5), ((0.4, 0.2), 0.0)])
+def test_logs_count_the_rows_that_are_really_asked_about_their_clips(
+    new_program: Programs, new_recipe: Recipes, levels: tuple[float, float], share: float
+) -> None:
+    forced = {"data_forcing.probability": 1.0, "data_forcing.lowest_sigma": 0.5}
+    program = new_program(new_recipe(forced), fresh=False)
+    step = replace(made_step(program, 3), sigma=torch.tensor(levels))
+    program._loss(step)
+    assert step.logs["data_forcing/forced"] == share
+    assert ("score/gap" in step.logs) == (not share) and ("data_forcing/gap" in step.logs) == bool(share)
+    distances = [value for key, value in step.logs.items() if "pair_distance" in key]
+    assert step.rollout.data is not None
+    apart = (step.x0.detach() - step.rollout.data).abs()[torch.tensor(levels) >= 0.5]
+    assert distances == ([pytest.approx(float(apart.mean()), rel=1e-5)] if share else [])
 
 
 @pytest.mark.parametrize("changes", [{"space": "score"}, {"clip_share": 0.3}])

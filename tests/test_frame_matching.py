@@ -229,6 +229,45 @@ def test_two_updates_of_the_critic_see_other_noise(new_program: Programs, new_re
     assert len(seen) == 2 and not torch.equal(*seen)
 
 
+@pytest.mark.parametrize("model", ["teacher", "another"])
+def test_settings_of_the_scores_reach_them(
+    pristine: nn.Module, clips: LatentSet, new_recipe: Recipes, source: LoadedEncoders, image: Path, model: str
+) -> None:
+    settings = {"score_min": 0.3, "score_max": 0.6, "alpha_weak": 0.3}
+    settings |= {"model": str(image), "family": "wan"} if model == "another" else {}
+
+    def term_of(**more: Any) -> tuple[Any, Any]:
+        own = {f"frame_matching.{key}": value for key, value in (settings | more).items()}
+        program = cast(Any, program_of(new_recipe(ON | own), pristine, clips, source=source))
+        return program, program.terms["frame_matching"]
+
+    program, term = term_of()
+    asked, together = list[Any](), term.image.predict_x0_together
+
+    def watched(queries: Any) -> Any:
+        asked.extend(queries)
+        return together(queries)
+
+    term.image.predict_x0_together = watched
+    step, _ = made(program)
+    term.loss(step)
+    assert {query.role for query in asked} == {"fake", "real"}
+    levels = [float(sigma) for query in asked for sigma in query.sigma]
+    assert min(levels) > 0.29999 and max(levels) < 0.60001
+    strength = {role: list(term.image._adapters(role).values()) for role in ("real", "fake")}
+    assert strength == {"real": [0.3], "fake": [1.0]}
+    _, shifted = term_of(score_law="shift", score_min=0.01)
+    _, more = term_of(score_law="shift", score_shift=0.05, score_min=0.01)
+    one, two, three = (each._noise_level(64, 1) for each in (term, shifted, more))
+    assert not torch.equal(one, two) and not torch.equal(two, three)
+
+
+def test_a_critic_that_never_learns_is_refused(new_recipe: Recipes) -> None:
+    with pytest.raises(UserError, match=r"frame_matching\.lr 0 leaves its critic as the image model"):
+        new_recipe(ON | {"frame_matching.lr": 0.0})
+    new_recipe(ON | {"frame_matching.lr": 0.0, "frame_matching.guidance_scale": 2.0})
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_it_goes_with_full_copies(new_program: Programs, new_recipe: Recipes, checkpointing: bool) -> None:
     """DMD2's student and critic are models of their own; the frames' critic is still an adapter, on the base alone."""

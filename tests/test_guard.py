@@ -259,7 +259,8 @@ def test_of_older_looks_the_last_before_a_checkpoint_stays(start: Start, new_rec
         left.append([best.step for best in kept_looks(run)])
         if step % 3 == 0:
             run.save_checkpoint(step, lambda: {"done": torch.zeros(1)})
-    assert left == [[1], [1, 2], [2, 3], [3, 4], [3, 5], [3, 6]]  # the run itself had ended with a checkpoint after 2
+    assert left == [[1], [1, 2], [2, 3], [2, 3, 4], [2, 3, 5], [2, 3, 6]]  # after 2 the run itself had saved, too
+    assert run.kept_steps() == [3, 6]
 
 
 # ---- the end, and the way back

@@ -58,10 +58,12 @@ def test_other_steps_than_the_run_that_it_starts_from_are_told(
 ) -> None:
     assert train.main(small(tmp_path / "two", "--student.sigmas", "1,0.6,0")) == 0
     capsys.readouterr()
-    assert train.main(small(tmp_path / "four", "--from", str(tmp_path / "two"), "--student.sampler", "euler")) == 0
+    assert train.main(small(tmp_path / "four", "--from", str(tmp_path / "two"), "--student.sampler", "euler",
+                            "--matching.alpha_strong", "0.9")) == 0  # fmt: skip
     told = capsys.readouterr().err
     assert "warning: student.sigmas is 1,0.857143,0.666667,0.4,0, and the student of start" in told
     assert "knows 1,0.6,0; set it to that" in told and "student.sampler" not in told
+    assert "matching.alpha_strong is 0.9, and the critic of start" in told
 
 
 def test_a_start_on_another_base_is_refused(new_program: Programs, new_recipe: Recipes, tmp_path: Path) -> None:

@@ -178,17 +178,18 @@ def kept_looks(run: RunFolder) -> list[Best]:
 
 
 def keep_look(run: RunFolder, look: Look, student: Learner) -> Best:
-    """Keep the student's learned weights as the best; of older ones only the last that a checkpoint has seen stays.
+    """Keep the student's learned weights as the best; of older ones only the last that each checkpoint has seen stays.
 
-    A run that goes on from its newest checkpoint so finds the best that it had then.
+    A run that goes on from one of its checkpoints so finds the best that it had then.
     """
     path = run.path / FOLDER / f"best-{look.step:06d}.safetensors"
     header = {"step": str(look.step), "score": repr(look.score), "values": json.dumps(dict(look.values))}
     write_safetensors(path, student.learned(), header)
     older = [best for best in kept_looks(run) if best.step < look.step]
-    safe = [best for best in older if best.step <= run.newest_step()]
+    seen = [[best.step for best in older if best.step <= done] for done in run.kept_steps()]
+    safe = {steps[-1] for steps in seen if steps}
     for best in older:
-        if best not in safe[-1:]:
+        if best.step not in safe:
             best.path.unlink(missing_ok=True)
     return Best(path, look.step, look.values)
 

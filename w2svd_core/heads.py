@@ -84,6 +84,6 @@ class Heads(nn.Module):
             nn.init.zeros_(tap[-1].weight)  # type: ignore[index]
             nn.init.zeros_(tap[-1].bias)  # type: ignore[index]
 
-    def forward(self, features: Features) -> Tensor:
-        """Logits `b m`, those of all taps side by side."""
-        return torch.cat([tap(one).squeeze(-1) for tap, one in zip(self.taps, features, strict=True)], dim=1)
+    def forward(self, features: Features) -> list[Tensor]:
+        """Logits `b n` of each tap."""
+        return [tap(one).squeeze(-1) for tap, one in zip(self.taps, features, strict=True)]

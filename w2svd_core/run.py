@@ -209,6 +209,10 @@ class RunFolder:
         newest = self.newest_checkpoint()
         return int(newest.stem) if newest else 0
 
+    def kept_steps(self) -> list[int]:
+        """How many rounds each checkpoint has seen, oldest first."""
+        return [int(path.stem) for path in self._checkpoints()]
+
     def refuse_fewer_steps(self, recipe: Recipe) -> None:
         """Raise a UserError where more updates are done than a recipe asks for: they can't be taken back."""
         done = self.newest_step() - head_start(recipe)

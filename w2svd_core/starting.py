@@ -19,6 +19,7 @@ from .settings import Recipe
 from .stages import with_trained_teacher
 
 WALKED = ("student.sigmas", "student.sampler", "embedded.student")  # how a student is asked for its steps
+ASKED = ("matching.alpha_strong", "embedded.fake")  # how a critic is asked for its score
 
 
 def with_its_teacher(recipe: Recipe) -> Recipe:
@@ -45,12 +46,13 @@ def with_its_teacher(recipe: Recipe) -> Recipe:
 
 
 def other_steps(recipe: Recipe) -> list[str]:
-    """Where a student goes on in other steps than the run that it starts from had, a sentence each."""
+    """Where student and critic go on in another way than in the run that they start from, a sentence each."""
     theirs = RunFolder.open(Path(recipe.start)).recipe()
-    both = [(key, value_of(theirs, key), value_of(recipe, key)) for key in WALKED]
+    asked = ASKED if recipe.matching.weight else ()
+    both = [(key, value_of(theirs, key), value_of(recipe, key)) for key in (*WALKED, *asked)]
     return [
-        f"{key} is {show(now)}, and the student of start {recipe.start} knows {show(then)}; set it to that, or train "
-        "as long as for a new one"
+        f"{key} is {show(now)}, and the {'critic' if key in ASKED else 'student'} of start {recipe.start} knows "
+        f"{show(then)}; set it to that, or train as long as for a new one"
         for key, then, now in both
         if then != now
     ]

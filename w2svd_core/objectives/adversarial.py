@@ -8,7 +8,7 @@ here the critic learns from its own loss alone: ours).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import field_validator
@@ -88,6 +88,13 @@ def _log_sigmoid(logits: Tensor) -> Tensor:
     return found
 
 
+def over_taps(values: Iterable[Tensor]) -> Tensor:
+    """The mean of a scalar of each tap: a coarse scale of a UNet weighs as much as a fine one of many more places."""
+    import torch
+
+    return torch.stack(list(values)).mean()
+
+
 def strength(update: int, weight: float, delay: int, ramp: int) -> float:
     """The loss's weight at a generator update, counted from 0."""
     since = update - delay
@@ -153,8 +160,9 @@ class Added(Term):
         noised = self.stage.model.backbone.process.noise(x0, step.eps, step.sigma)
         features = self._features(noised, step.sigma, step.rollout.condition)
         logits = self._logits(features)
-        value = generator_loss(logits, self.settings.form)
-        scale = 2.0 ** int(math.log2(logits.numel()))  # each logit's share of the mean would be nothing in float16
+        value = over_taps(generator_loss(one, self.settings.form) for one in logits)
+        count = sum(one.numel() for one in logits)
+        scale = 2.0 ** int(math.log2(count))  # each logit's share of the mean would be nothing in float16
         (gradient,) = torch.autograd.grad(scale * value, x0)
         step.logs["adversarial/generator"] = float(value.detach())
         if step.free is not None:
@@ -184,17 +192,20 @@ class Added(Term):
         with torch.no_grad():
             features = [self._features(x_t, sigma, condition) for x_t in seen]
         real, student, *disturbed = [self._logits(one) for one in features]
-        loss = discriminator_loss(real, student, s.form)
+        pairs = list(zip(real, student, strict=True))
+        loss = over_taps(discriminator_loss(clip, sample, s.form) for clip, sample in pairs)
         if disturbed:
-            loss = loss + s.r1 * r1_penalty(real, disturbed[0], s.r1_std)
-        right = 0.5 * ((real > 0).float().mean() + (student < 0).float().mean())
+            moved = zip(real, disturbed[0], strict=True)
+            loss = loss + s.r1 * over_taps(r1_penalty(clip, other, s.r1_std) for clip, other in moved)
+        right = over_taps(0.5 * ((clip > 0).float().mean() + (sample < 0).float().mean()) for clip, sample in pairs)
         return self.learners["heads"].update(loss) | {"adversarial/right": float(right)}
 
-    def _logits(self, features: Sequence[Features]) -> Tensor:
-        """Logits `n` of all taps and tokens."""
+    def _logits(self, features: Sequence[Features]) -> list[Tensor]:
+        """Logits `n` of each tap, all rows and tokens."""
         import torch
 
-        return torch.cat([self.heads(one).flatten() for one in features])
+        parts = zip(*[self.heads(one) for one in features], strict=True)
+        return [torch.cat([part.flatten() for part in of_tap]) for of_tap in parts]
 
     def _features(self, x_t: Tensor, sigma: Tensor, condition: Condition) -> list[Features]:
         """What the taps put out; each length of prompts by itself, where the model can't be told what is filler."""

@@ -122,26 +122,25 @@ class Added(Term):
         return ""
 
     def question(self, step: StudentStep) -> Question | None:
-        data = self._forced(step)
-        if data is None:
+        forced = self._forced(step)
+        if forced is None:
             return None
-        x0, rows = step.x0.detach(), self._rows(step)
-        asked = data if rows is None else x0 + rows * (data - x0)
-        x_t = self.stage.model.backbone.process.noise(asked, step.eps, step.sigma)
-        weak = self.settings.alpha_weak
+        data, rows = forced
+        noise, weak = self.stage.model.backbone.process.noise, self.settings.alpha_weak
         if rows is None:
-            return Question(x_t, weak)
-        usual = self.stage.recipe.matching.alpha_weak
+            return Question(noise(data, step.eps, step.sigma), weak)
+        x0, usual = step.x0.detach(), self.stage.recipe.matching.alpha_weak
+        x_t = noise(x0 + rows * (data - x0), step.eps, step.sigma)
         return Question(x_t, usual + rows.flatten() * (weak - usual))
 
     def gradient(self, step: StudentStep, x0_fake: Tensor, x0_real: Tensor) -> Tensor | None:
-        data = self._forced(step)
-        if data is None:
+        forced = self._forced(step)
+        if forced is None:
             return None
+        data, rows = forced
         s, floor = self.settings, self.stage.recipe.matching.normaliser_floor
         target = x0_real.lerp(data.to(x0_real.dtype), s.clip_share)
         gradient = forced_gradient(step.x0, x0_fake, target, data, s.space, floor, step.free)
-        rows = self._rows(step)
         if rows is None:
             return gradient
         matched = matching_gradient(step.x0, x0_fake, x0_real, floor, step.free)
@@ -155,24 +154,21 @@ class Added(Term):
             "converge; name a run by --from"
         ]
 
-    def _forced(self, step: StudentStep) -> Tensor | None:
-        """The clips of a step whose coin fell so; None in the others."""
+    def _forced(self, step: StudentStep) -> tuple[Tensor, Tensor | None] | None:
+        """The clips that a step is asked about, and 1 for the rows that are, `b 1 1 1 1` (None: all of them).
+
+        None where the coin did not fall so, or no row's level is high enough: that step is plain matching.
+        """
         import torch
 
         coin = float(torch.rand((), generator=self.stage.shared_rng(step.index, "data forcing", step.rollout.step)))
-        forced = coin < self.settings.probability
-        step.logs["data_forcing/forced"] = float(forced)
-        if not forced:
+        high = step.sigma >= self.settings.lowest_sigma
+        share = float(high.float().mean()) if coin < self.settings.probability else 0.0
+        step.logs["data_forcing/forced"] = share
+        if not share:
             return None
         data = step.rollout.data
         assert data is not None  # see `needs_clips`
         name = f"data_forcing/pair_distance_{step.rollout.sigma:.3g}"
-        step.logs[name] = pair_distance(step.x0, data, step.free)
-        return data
-
-    def _rows(self, step: StudentStep) -> Tensor | None:
-        """1 for rows whose noise level is high enough and 0 for the others, `b 1 1 1 1`; None where all are."""
-        if not self.settings.lowest_sigma:
-            return None
-        high = step.sigma >= self.settings.lowest_sigma
-        return high.to(step.x0.dtype).view(-1, *[1] * (step.x0.ndim - 1))
+        step.logs[name] = pair_distance(step.x0[high], data[high], None if step.free is None else step.free[high])
+        return data, None if share == 1 else high.to(step.x0.dtype).view(-1, *[1] * (step.x0.ndim - 1))

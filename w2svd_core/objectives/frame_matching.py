@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from ..data.codec import Codec
     from ..roles import SharedModel
     from ..rollout import Rollout
-    from ..settings import Model
+    from ..settings import Model, Recipe
     from ..terms import Stage, StudentStep
 
 ADAPTER = "frames"  # the critic's name in a base that holds others
@@ -120,6 +120,15 @@ class Added(Term):
     @classmethod
     def is_on(cls, settings: Settings) -> bool:
         return settings.weight > 0
+
+    @classmethod
+    def misfit(cls, settings: Settings, recipe: Recipe) -> str:
+        if settings.lr or settings.guidance_scale != 1 or recipe.start:
+            return ""
+        return (
+            "frame_matching.lr 0 leaves its critic as the image model that it begins as, so that the two scores never "
+            "differ; raise it, or set frame_matching.weight to 0"
+        )
 
     def models(self) -> Mapping[str, Tensor]:
         return {} if self.image.base is self.stage.model.base else self.image.base_state()
