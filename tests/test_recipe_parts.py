@@ -78,6 +78,13 @@ def test_adversarial_presets_are_the_papers(name: str, settings: dict[str, objec
     assert load_recipe("portraits_avdm2").frame_matching.updates == 2
 
 
+def test_a_critic_that_never_learns_leaves_nothing_to_match() -> None:
+    still = {"critic.lr": "0", "matching.guidance_scale": "1"}
+    assert "critic.lr 0 leaves the critic as the teacher" in fault("portraits", still)
+    for enough in ({"matching.guidance_scale": "2"}, {"adversarial.weight": "0.1"}, {"start": "runs/other"}):
+        load_recipe("portraits", still | enough)
+
+
 def test_parts_that_fit() -> None:
     load_recipe("portraits", {"student.kind": "full", "critic.rank": "4"})
     load_recipe("portraits", {"matching.alpha_weak": "1", "matching.guidance_scale": "2"})

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Literal, Self
 from pydantic import create_model, field_validator, model_validator
 
 from .guard_settings import Guard
-from .objectives import check_terms, clips_for, sections
+from .objectives import check_terms, sections
+from .recipe_checks import check_distillation, check_prompts, check_teacher
 from .sections import MAX_COUNT, MAX_SEED, Optimizer, Section, setting
 from .sigmas import check_sigmas
 
@@ -310,7 +311,7 @@ class _Recipe(Section):
         self.guard.check(self)
         check_terms(self)
         if self.data.prompts:
-            self._check_prompts()
+            check_prompts(self)
         if self.matching.ground_truth_weight and self.method != "distribution_matching":
             raise ValueError(f"matching.ground_truth_weight would do nothing in method {self.method}; set it to 0")
         new = self.model.init
@@ -337,55 +338,15 @@ class _Recipe(Section):
                 "and taken out around each call; set model.compile to false"
             )
         if self.method == "distribution_matching":
-            self._check_distillation()
+            check_distillation(self)
         elif self.method == "consistency":
-            self._check_teacher()
+            check_teacher(self)
         elif new != "load" and self.student.kind == "lora":
             raise ValueError(
                 f"student.kind lora cannot train model.init {new}, because an adapter leaves its "
                 "base as it is; set student.kind to full"
             )
         return self
-
-    def _check_prompts(self) -> None:
-        measured = "evaluate.clips" if self.evaluate.clips and self.data.folder != "portraits" else ""
-        if key := clips_for(self) or measured:
-            raise ValueError(f"{key} needs clips, and data.prompts gives prompts alone; clear one of the two")
-
-    def _check_distillation(self) -> None:
-        if self.matching.ground_truth_weight and self.rollout.source == "backward_simulation":
-            raise ValueError(
-                "matching.ground_truth_weight needs the clip that a sample was noised from, which "
-                "rollout.source backward_simulation has not; set rollout.source to noised_data, or the weight to 0"
-            )
-        if self.matching.ground_truth_weight and not self.matching.weight:
-            raise ValueError("matching.weight 0 is the ground-truth term's, too; set it to 1, or that term's to 0")
-        self._check_teacher()
-        if not self.matching.weight:
-            return  # without a critic
-        if self.student.kind == self.critic.kind == "lora" and self.critic.rank < self.student.rank:
-            raise ValueError(
-                f"critic.rank {self.critic.rank} is below student.rank {self.student.rank}, so the critic "
-                f"cannot follow the student; set critic.rank to at least {self.student.rank}"
-            )
-        weak, strong = self.matching.alpha_weak, self.matching.alpha_strong
-        if self.critic.kind == "full" and (weak != 0 or strong != 1):
-            raise ValueError(
-                f"critic.kind full has no adapter whose strength matching.alpha_weak {weak:g} and alpha_strong "
-                f"{strong:g} could set; set them to 0 and 1, or critic.kind to lora"
-            )
-        if weak > strong or not strong or (weak == strong and self.matching.guidance_scale == 1):
-            raise ValueError(
-                f"matching.alpha_weak {weak:g} must be below matching.alpha_strong {strong:g}, or critic or student "
-                "learns nothing or the reverse; lower matching.alpha_weak, or set matching.alpha_strong to 1"
-            )
-
-    def _check_teacher(self) -> None:
-        if self.model.init != "load":
-            raise ValueError(
-                f"model.init {self.model.init} leaves method {self.method} without a teacher; "
-                "set model.init to load, or method to flow_matching"
-            )
 
 
 if TYPE_CHECKING:

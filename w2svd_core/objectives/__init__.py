@@ -33,13 +33,18 @@ def terms() -> dict[str, Any]:
     return _members("Added")
 
 
+def terms_on(recipe: Any) -> set[str]:
+    """The papers whose term a recipe asks for."""
+    return {name for name, kind in terms().items() if kind.is_on(getattr(recipe, name))}
+
+
 def clips_for(recipe: Any) -> str:
     """The setting for which prompts alone do not serve a recipe; "" where they do."""
     needs = {
         f"method {recipe.method}": recipe.method != "distribution_matching",
         "first": bool(recipe.first),
         "rollout.source noised_data": recipe.rollout.source == "noised_data",
-        **{name: kind.needs_clips and kind.is_on(getattr(recipe, name)) for name, kind in terms().items()},
+        **{name: kind.needs_clips and name in terms_on(recipe) for name, kind in terms().items()},
     }
     return next((key for key, needed in needs.items() if needed), "")
 
@@ -51,13 +56,12 @@ def check_terms(recipe: Any) -> None:
         ValueError: one can't.
     """
     for name, kind in terms().items():
-        settings = getattr(recipe, name)
-        if not kind.is_on(settings):
+        if name not in terms_on(recipe):
             continue
         if recipe.method != "distribution_matching":
             raise ValueError(
                 f"{name} belongs to method distribution_matching and would do nothing in {recipe.method}; switch it "
                 "off, or change method"
             )
-        if misfit := kind.misfit(settings, recipe):
+        if misfit := kind.misfit(getattr(recipe, name), recipe):
             raise ValueError(misfit)

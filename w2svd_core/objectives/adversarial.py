@@ -125,7 +125,7 @@ class Added(Term):
 
     @classmethod
     def misfit(cls, settings: Settings, recipe: Recipe) -> str:
-        from . import terms
+        from . import terms_on
 
         if settings.features == "fake" and not recipe.matching.weight:
             return (
@@ -141,8 +141,7 @@ class Added(Term):
             return (
                 "adversarial.lr 0 leaves its heads as they begin, which judge nothing; raise it, or set its weight to 0"
             )
-        others = [kind for name, kind in terms().items() if kind is not cls and kind.is_on(getattr(recipe, name))]
-        if settings.delay and not recipe.matching.weight and not others:
+        if settings.delay and not recipe.matching.weight and terms_on(recipe) == {"adversarial"}:
             return (
                 f"adversarial.delay {settings.delay} leaves the student without any loss until it is over, since "
                 "matching.weight is 0; set it to 0"
