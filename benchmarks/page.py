@@ -120,8 +120,9 @@ def heading(plan: Plan, lines: Mapping[str, Line], about: str, command: str) -> 
         "whole process's, or the GPU's where one is at hand; of both the least of the seeds, since other programs ran "
         f"beside.{elsewhere(lines)}{noted(plan, lines)}{mixed(lines)}\n\n"
         "The Fréchet distances use this project's own networks: they compare with each other, and with no published "
-        "number; clips of another length, or from a first frame, compare among themselves. The best of 9 Euler "
-        f"samplers is chosen on the test portraits themselves, in the teacher's favour. {SEEN}"
+        "number; clips of another length, or from a first frame, compare among themselves. The best Euler "
+        "sampler (of three shifts and three guidances, and of more guidance while the best is the most) is chosen on "
+        f"the test portraits themselves, in the teacher's favour. {SEEN}"
     )
 
 

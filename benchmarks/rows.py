@@ -19,6 +19,7 @@ LONG, IMAGE, UNETS = "portraits_long", "portraits_image", "portraits_avdm2_unets
 FLOORS, TEACHER, STUDENTS, ABLATION = "Floors", "Teacher", "Students", "Ablation of W2SVD (noised clips)"
 WINNERS = "The best on validation, in other numbers of steps"
 FROM_FRAME = "From a first frame"
+EULER_4 = "teacher, 4 Euler steps"
 GRID = "alpha_weak against guidance"
 CLIPS_OF_UNETS = "AnimateDiff (clips of 9 frames, latents of single frames)"
 
@@ -135,7 +136,7 @@ def _euler() -> list[Row]:
     few = [
         Row(
             f"euler_{n}",
-            f"teacher, {n} Euler step{'' if n == 1 else 's'}, best of 9",
+            f"teacher, {n} Euler step{'' if n == 1 else 's'}, best found",
             TEACHER,
             settings={"student.sigmas": ",".join(f"{1 - i / n:.7g}" for i in range(n + 1))},
             kind="euler",
@@ -160,7 +161,13 @@ def _image() -> list[Row]:
         Row("image_codec", "data through mp4 and codec", group, settings=own, kind="codec", **like),
         Row("image_28", "teacher, 28 steps", group, settings=own, kind="teacher", paper="W2SVD avg .8107", **like),
         Row(
-            "image_euler", "teacher, 4 Euler steps, best of 9", group, settings=own, kind="euler", paper=".6768", **like
+            "image_euler",
+            "teacher, 4 Euler steps, best found",
+            group,
+            settings=own,
+            kind="euler",
+            paper=".6768",
+            **like,
         ),
         Row("image_dmd2", "DMD2", group, settings=own | {"matching.alpha_weak": "0"}, paper="avg .8063", **like),
         Row("image_w2s", "W2S, alpha_weak .25", group, settings=own, paper="W2SVD avg .8219", **like),
@@ -188,7 +195,7 @@ def _unets() -> list[Row]:
         Row("motion_unet", "an AnimateDiff of portraits", group, "portraits_motion_unet", kind="model"),
         Row("motion_codec", "data through mp4 and codec", group, kind="codec", **like),
         Row("motion_28", "teacher, 28 steps", group, kind="teacher", **like),
-        Row("motion_euler", "teacher, 4 Euler steps, best of 9", group, kind="euler", **like),
+        Row("motion_euler", f"{EULER_4}, best found", group, kind="euler", **like),
         Row("motion_lcm", "LCM", group, settings=LCM_OF_UNETS, paper="AnimateLCM FVD 1406, CLIPScore 28.4", **like),
         Row("motion_avdm2", "AVDM2", group, image="image_unet", paper="FVD 1271, CLIPScore 32.0", **like),
     ]

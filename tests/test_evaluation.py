@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -15,7 +17,10 @@ from w2svd_core.data.encoder_source import LoadedEncoders
 from w2svd_core.data.portraits import caption, portrait_from_seed, render, render_folder
 from w2svd_core.data.video import read_video
 from w2svd_core.errors import UserError
-from w2svd_core.evaluation import check_own_clips, codec_row, data_row, held_out
+from w2svd_core.evaluate import best_euler
+from w2svd_core.evaluation import Row, check_own_clips, codec_row, data_row, held_out
+from w2svd_core.flow import sigma_list
+from w2svd_core.generation import Way
 from w2svd_core.settings import Recipe
 
 FIRST = 1_000_000
@@ -140,3 +145,18 @@ def test_portraits_are_held_out(encoders: LoadedEncoders) -> None:
     assert test.reference is not None and test.reference.video.count == 50
     assert set(row.values) == KNOWN | {"frechet_video", "frechet_frame", "adherence"}
     assert row.clips == 50 and row.captions == tuple(own[:6]) and len(row.shown) == 6
+
+
+@pytest.mark.parametrize(("aim", "tried"), [(2.0, 9), (3.4, 10), (6.5, 12), (99.0, 12)])
+def test_the_search_for_the_best_euler_goes_on_at_its_edge(aim: float, tried: int) -> None:
+    """With a distance that is least at shift 3 and some guidance."""
+
+    def row(name: str, _loaded: Any, way: Way, _recipe: Any) -> Row:
+        distance = abs(way.guidance_scale - aim) + (way.sigmas != sigma_list(4, 3.0))
+        return Row(name, 4, True, {"frechet_video": distance}, 50, (), np.zeros((0, 1, 1, 1, 3), np.uint8))
+
+    way, searched = Way("teacher", sigma_list(4, 5.0), "euler"), list[dict[str, Any]]()
+    best = best_euler("Euler", cast(Any, SimpleNamespace(row=row)), cast(Any, None), way, Recipe(), searched)
+    nearest = min((1.5, 2.5, 3.5, 5.0, 7.0, 10.0), key=lambda scale: abs(scale - aim))
+    assert best.name == f"Euler (best of {tried}: shift 3, guidance {nearest:g})" and len(searched) == tried
+    assert best.values["frechet_video"] == min(one["frechet_video"] for one in searched)

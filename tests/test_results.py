@@ -19,7 +19,6 @@ from bench_parts import cell_of, command, finish, plan_of
 
 from w2svd_core.config import load_recipe
 from w2svd_core.errors import UserError
-from w2svd_core.evaluate import SEARCHED_GUIDANCE, SEARCHED_SHIFTS
 
 # ---- keys
 
@@ -356,8 +355,3 @@ def test_a_real_cell_runs_once_is_adopted_and_stands_in_the_table(bench: Any, tm
     third = command(tmp_path / "third", *row, "--docs", str(out / "docs"))
     assert "1 cells are known" in third.stdout and "$" not in third.stdout
     assert (out / "docs" / "results.md").read_text() == page
-
-
-def test_the_best_of_nine_is_named_as_the_search_has_it(bench: Any) -> None:
-    assert len(SEARCHED_SHIFTS) * len(SEARCHED_GUIDANCE) == 9
-    assert all("best of 9" in row.title for row in bench.rows.ROWS if row.kind == "euler")
