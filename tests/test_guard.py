@@ -350,3 +350,21 @@ def test_the_door_ends_early_saves_the_best_and_says_so(tmp_path: Path, capsys: 
     assert door.main(["--resume", str(out)]) == 0
     assert run.metrics() == rows
     assert tensors_hash(read_safetensors(out / "student/student_comfyui.safetensors")[0]) == student
+
+
+def test_a_lost_best_look_is_not_replaced_by_the_last_student(
+    start: Start, new_recipe: Recipes, tmp_path: Path
+) -> None:
+    run = RunFolder.create(own(new_recipe, **{"guard.keep": "best"}), tmp_path / "run")
+    job, guard, _ = start(run)
+    assert guard is not None and take_best(run, job.student) is not None
+    for best in kept_looks(run):
+        best.path.write_bytes(best.path.read_bytes()[:-4])
+    with pytest.raises(UserError, match=r"is not a whole look that the guard has kept; remove it, and set guard\.keep"):
+        kept_looks(run)
+    for path in (run.path / "guard").glob("best-*"):
+        path.unlink()
+    with pytest.raises(UserError, match=r"has lost its best look, which guard\.keep best hands out"):
+        take_best(run, job.student)
+    with pytest.raises(UserError, match=r"has lost its best look"):
+        QualityGuard(run.recipe(), run, job, job.program.rounds, Ears())

@@ -145,6 +145,8 @@ def opened_safetensors(path: Path) -> Iterator[Any]:
     from safetensors import SafetensorError, safe_open
 
     path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; name the file in it (of a run, student/student_comfyui.safetensors)")
     if not path.is_file():
         raise UserError(f"{path} is not there; check the path")
     try:

@@ -26,7 +26,7 @@ from .generation import Way, generate
 from .guard_settings import Guard, on_portraits
 from .hashing import tensors_hash
 from .learner import Learner
-from .looks import Look, Values, band, change, looks_in, out_in_a_row, score
+from .looks import LOGGED, Look, Values, band, change, looks_in, out_in_a_row, score
 from .metrics.diversity import caption_diversity
 from .metrics.measure import Reference, measure
 from .roles import swapped_in
@@ -118,7 +118,7 @@ def teacher_values(asked: Questions, recipe: Recipe, run: RunFolder, job: Job, p
         "sampler": {"sigmas": list(way.sigmas), "name": way.sampler, "guidance_scale": way.guidance_scale},
     }
     kept = _read(path)
-    if kept.get("made_of") != made_of:
+    if kept.get("made_of") != made_of or not isinstance(kept.get("values"), dict):
         kept = {"made_of": made_of, "values": measured(way, asked, recipe, job, progress)}
         write_text(path, json.dumps(kept, indent=2) + "\n")
     values: Values = kept["values"]
@@ -163,12 +163,15 @@ class Best:
         Raises:
             UserError: it is broken, or no file of the guard's.
         """
-        with opened_safetensors(path) as file:
-            about = file.metadata() or {}
         try:
+            with opened_safetensors(path) as file:
+                about = file.metadata() or {}
             return Best(path, int(about["step"]), json.loads(about["values"]))
-        except (KeyError, ValueError) as error:
-            raise UserError(f"{path} is not a look that the guard has kept; remove it") from error
+        except (UserError, KeyError, ValueError) as error:
+            raise UserError(
+                f"{path} is not a whole look that the guard has kept; remove it, and set guard.keep last in the run's "
+                "recipe.yaml"
+            ) from error
 
 
 def kept_looks(run: RunFolder) -> list[Best]:
@@ -198,13 +201,23 @@ def take_best(run: RunFolder, student: Learner) -> Best | None:
     """Give the student the weights of the best look, for good; None where there was no look.
 
     Raises:
-        UserError: the file is broken.
+        UserError: the file is broken, or gone.
     """
+    refuse_a_lost_look(run)
     for best in kept_looks(run)[-1:]:
         tensors, _ = read_safetensors(best.path)
         student.begin_with(tensors, tensors)
         return best
     return None
+
+
+def refuse_a_lost_look(run: RunFolder) -> None:
+    """Raise a UserError where a run has logged looks and none of them is kept."""
+    if not kept_looks(run) and any(f"{LOGGED}score" in row for row in run.metrics()):
+        raise UserError(
+            f"{run.path / FOLDER} has lost its best look, which guard.keep best hands out; put it back, or set "
+            f"guard.keep last in {run.path / 'recipe.yaml'}"
+        )
 
 
 # ---- in a run
@@ -237,6 +250,8 @@ class QualityGuard:
         self.looks = [look for look in looks_in(run.metrics(), self.teacher, self.band) if look.step <= start]
         for late in [best for best in kept_looks(run) if best.step > start]:
             late.path.unlink()
+        if recipe.guard.keep == "best":
+            refuse_a_lost_look(run)
         self.best = next(iter(kept_looks(run)[-1:]), None)
 
     @property

@@ -116,6 +116,7 @@ def carry_out(recipe: Recipe, folder: Path, watch: Watch | None = None, make: Ma
 def one_stage(recipe: Recipe, folder: Path, resume: Path, watch: Watch, make: Maker) -> int:
     """One training with all that follows it; `resume` is the folder that a user goes on with."""
     accelerator = accelerator_for(recipe, folder)
+    there = RunFolder.is_one(folder)
     if recipe.evaluate.clips:
         check_real_networks(recipe.evaluate.fid_network, recipe.evaluate.fvd_network, recipe.evaluate.clip_model)
         check_own_clips(recipe)
@@ -127,7 +128,7 @@ def one_stage(recipe: Recipe, folder: Path, resume: Path, watch: Watch, make: Ma
         watch.say(f"starting from {taken}")
         for line in other_steps(recipe):
             watch.say(f"warning: {line}")
-    run = RunFolder.open(folder) if RunFolder.is_one(folder) else RunFolder.create(recipe, folder)
+    run = RunFolder.open(folder) if there else RunFolder.create(recipe, folder)
     with run.held() if accelerator.is_main_process else contextlib.nullcontext():
         return trained(run, job, before, accelerator, resume, watch)
 

@@ -10,6 +10,13 @@ if TYPE_CHECKING:
     from .settings import Recipe
 
 
+def check_named(recipe: Recipe) -> None:
+    """What names a model or clips is not empty, which an empty path would take for the working folder."""
+    for key, place in (("model.path", recipe.model.path), ("data.folder", recipe.data.folder)):
+        if not place:
+            raise ValueError(f"{key} is empty; name a place, or leave it out")
+
+
 def check_prompts(recipe: Recipe) -> None:
     """Prompts alone are enough for what a recipe learns from and is measured by."""
     measured = "evaluate.clips" if recipe.evaluate.clips and recipe.data.folder != "portraits" else ""

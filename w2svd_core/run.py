@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -50,11 +51,17 @@ def place_for(recipe: Recipe, out: Path | None) -> Path:
     """Where a new run goes: `out`, or `./runs/<recipe>-<time>`. Nothing is written yet.
 
     Raises:
-        UserError: there is a run in it already.
+        UserError: there is a run in it already, or what one has left, or safetensors can't read files of that name.
     """
     path = out or Path("runs") / f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     if (path / "recipe.yaml").exists():
         raise UserError(f"{path} holds a run already; go on with it by --resume {path}, or name another --out")
+    try:
+        str(path.absolute()).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{path!r} is no UTF-8 name, and safetensors reads no other; name another --out") from error
+    if RunFolder(path).newest_checkpoint():
+        raise UserError(f"{path} holds checkpoints and has lost its recipe.yaml; put it back, or name another --out")
     return path
 
 
@@ -148,8 +155,15 @@ class RunFolder:
         return True
 
     def recipe(self) -> Recipe:
-        """The resolved recipe of the run."""
-        return load_recipe(str(self.path / "recipe.yaml"), {})
+        """The resolved recipe of the run.
+
+        Raises:
+            UserError: it is broken, or was never written to its end.
+        """
+        path = self.path / "recipe.yaml"
+        if not path.read_bytes().strip():
+            raise UserError(f"{path} is empty; put the run's recipe back, or start a new run")
+        return load_recipe(str(path), {})
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Append a line to metrics.jsonl.
@@ -169,9 +183,12 @@ class RunFolder:
         """Every whole line of metrics.jsonl."""
         path = self.path / "metrics.jsonl"
         rows = []
-        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-            with contextlib.suppress(json.JSONDecodeError):  # a line that was cut off when the machine stopped
-                rows.append(json.loads(line))
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
+            with contextlib.suppress(
+                ValueError, KeyError, TypeError
+            ):  # a line that was cut off when the machine stopped
+                row = json.loads(line)
+                rows.append({**row, "step": int(row["step"])})
         return rows
 
     def save_checkpoint(self, step: int, tensors: Callable[[], Mapping[str, Tensor]], main: bool = True) -> None:
@@ -197,7 +214,14 @@ class RunFolder:
 
     def _checkpoints(self) -> list[Path]:
         """Oldest first; by number, since a name of seven digits sorts before one of six."""
-        found = [p for p in (self.path / "checkpoints").glob("*.safetensors") if p.stem.isdecimal()]
+        folder = self.path / "checkpoints"
+        try:
+            paths = [folder / name for name in os.listdir(folder)]
+        except FileNotFoundError:
+            return []
+        except OSError as error:  # not the same as none: the run would begin anew
+            raise UserError(f"{folder} can't be read: {error.strerror}; check its permissions") from error
+        found = [path for path in paths if path.suffix == ".safetensors" and path.stem.isdecimal()]
         return sorted(found, key=lambda path: int(path.stem))
 
     def newest_checkpoint(self) -> Path | None:
@@ -239,11 +263,18 @@ class RunFolder:
         """The newest checkpoint; (0, {}) before the first. Metrics beyond it are cut, they will be made again.
 
         Raises:
-            UserError: the file is broken, or of a run of another recipe, base model or clips.
+            UserError: the file is broken, or of a run of another recipe, base model or clips, or there was one and it
+                is gone.
         """
         found = self._checkpoints()
         step, tensors = 0, dict[str, Tensor]()
+        if not found:
+            self._refuse_to_begin_anew()
         if found:
+            try:
+                found[-1].open("rb").close()
+            except OSError as error:
+                raise UserError(f"{found[-1]} can't be read: {error.strerror}; check its permissions") from error
             try:
                 tensors, metadata = read_safetensors(found[-1])
                 step = int(metadata["step"])
@@ -257,6 +288,16 @@ class RunFolder:
         if (self.path / "metrics.jsonl").is_file():
             write_text(self.path / "metrics.jsonl", "".join(line + "\n" for line in kept))
         return step, tensors
+
+    def _refuse_to_begin_anew(self) -> None:
+        """Raise a UserError where a run has come so far that it must have had a checkpoint."""
+        rows = self.metrics()
+        done, every = int(rows[-1]["step"]) if rows else 0, self.recipe().train.checkpoint_every
+        if (self.path / "student").is_dir() or (every and done >= every + 1):
+            raise UserError(
+                f"{self.path / 'checkpoints'} holds nothing to go on from, and {done} rounds were trained; put it "
+                "back, or train anew in another folder"
+            )
 
 
 def head_start(recipe: Recipe) -> int:

@@ -14,7 +14,7 @@ from pydantic import create_model, field_validator, model_validator
 
 from .guard_settings import Guard
 from .objectives import check_terms, sections
-from .recipe_checks import check_distillation, check_prompts, check_teacher
+from .recipe_checks import check_distillation, check_named, check_prompts, check_teacher
 from .sections import MAX_COUNT, MAX_SEED, Optimizer, Section, setting
 from .sigmas import check_sigmas
 
@@ -308,6 +308,7 @@ class _Recipe(Section):
                 f"evaluate.seed {self.evaluate.seed} would measure portraits that data.clips {self.data.clips} trains "
                 f"on; set evaluate.seed to at least {self.data.clips}"
             )
+        check_named(self)
         self.guard.check(self)
         check_terms(self)
         if self.data.prompts:

@@ -31,7 +31,7 @@ def with_its_teacher(recipe: Recipe) -> Recipe:
     """
     if not recipe.start:
         return recipe
-    run = RunFolder.open(Path(recipe.start))
+    run = _opened(recipe.start)
     _newest(run)
     theirs, own = run.recipe(), anchored(recipe)
     same = recipe.first in ("", theirs.first)
@@ -47,7 +47,7 @@ def with_its_teacher(recipe: Recipe) -> Recipe:
 
 def other_steps(recipe: Recipe) -> list[str]:
     """Where student and critic go on in another way than in the run that they start from, a sentence each."""
-    theirs = RunFolder.open(Path(recipe.start)).recipe()
+    theirs = _opened(recipe.start).recipe()
     asked = ASKED if recipe.matching.weight else ()
     both = [(key, value_of(theirs, key), value_of(recipe, key)) for key in (*WALKED, *asked)]
     return [
@@ -77,7 +77,7 @@ def start_from(program: Distillation, place: str, base: str, models: str = "") -
     Raises:
         UserError: there is no such run, it is of another base, or its student or critic are of another kind or rank.
     """
-    run = RunFolder.open(Path(place))
+    run = _opened(place)
     then, now = (recipe.model.precision for recipe in (run.recipe(), program.recipe))
     if then != now:
         raise UserError(
@@ -106,6 +106,19 @@ def start_from(program: Distillation, place: str, base: str, models: str = "") -
     behind = [f"critic{apart}"] if program.critic else []
     anew = f"; new: {', '.join(others[False])}" if others[False] else ""
     return f"the {' and '.join([student, *behind, *others[True]])} of {place}{anew}"
+
+
+def _opened(place: str) -> RunFolder:
+    if Path(place).is_file():
+        raise UserError(
+            f"start {place} is a file; name the run folder that it lies in, or a student's LoRA in student.init"
+        )
+    if not RunFolder.is_one(Path(place)):
+        raise UserError(
+            f"start {place} is not a run folder (it has no recipe.yaml); name the folder that a training made, or put "
+            "it back"
+        )
+    return RunFolder.open(Path(place))
 
 
 def _newest(run: RunFolder) -> Path:

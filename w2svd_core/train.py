@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from argparse import ArgumentTypeError
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,20 +22,33 @@ def parser() -> Parser:
         nargs="?",
         help=f"a recipe's name ({', '.join(recipe_names())}) or a YAML file; default portraits",
     )
-    door.add_argument("--out", type=Path, help="run folder; default ./runs/<recipe>-<time>")
+    door.add_argument("--out", type=named, help="run folder; default ./runs/<recipe>-<time>")
     door.add_argument("--resume", type=Path, metavar="RUN", help="go on with this run folder, bit for bit")
     door.add_argument(
-        "--from", metavar="RUN", dest="start", help="start from this run's student and critic (= --start)"
+        "--from", type=named, metavar="RUN", dest="start", help="start from this run's student and critic (= --start)"
     )
     add_arguments(door)
     return door
 
 
+def named(text: str) -> Path:
+    """A place on the command line, which an empty variable is not.
+
+    Raises:
+        ArgumentTypeError: it is empty.
+    """
+    if not text:
+        raise ArgumentTypeError("it is empty; name a folder")
+    return Path(text)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the door."""
     args, given = parse_arguments(parser(), argv)
-    if args.start:
-        given = {**given, "start": args.start}
+    if args.start is not None and "start" in given:
+        raise UserError("--from and --start are the same setting; give one of them")
+    if args.start is not None:
+        given = {**given, "start": str(args.start)}
     if args.resume is None:
         recipe = load_recipe(args.recipe or "portraits", given)
     elif given or args.out is not None or args.recipe is not None:
@@ -43,8 +57,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     from .run import RunFolder, place_for
 
     if args.resume is not None:
-        return carry_out(RunFolder.open(args.resume).recipe(), args.resume)
-    return carry_out(recipe, place_for(recipe, args.out))
+        recipe = RunFolder.open(args.resume).recipe()
+    folder = args.resume or place_for(recipe, args.out)
+    try:
+        return carry_out(recipe, folder)
+    except KeyboardInterrupt:  # beside the rounds, which tell it themselves
+        if RunFolder.is_one(folder):
+            print(f"\nstopped, and what was trained is saved; go on with --resume {folder}")
+        raise
 
 
 if __name__ == "__main__":

@@ -28,9 +28,11 @@ def class_in(folder: Path) -> str:
     """The class that a folder's config.json names; "" where it names none.
 
     Raises:
-        UserError: the config is not a JSON object.
+        UserError: there is no config, or it is not a JSON object.
     """
     place = folder / "config.json"
+    if not place.is_file():
+        raise UserError(f"{folder} has no config.json; name a model's own folder as diffusers writes it, or its file")
     config = read_json(place.read_bytes(), place)
     named = config.get("_class_name") or config.get("architectures") or ""
     return str(named if isinstance(named, str) else next(iter(named), ""))

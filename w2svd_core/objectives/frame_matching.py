@@ -66,7 +66,9 @@ class Settings(Optimizer):
     score_max: float = setting(0.98, "highest noise level of a score", unit="sigma", ge=0, le=1)
 
     @model_validator(mode="after")
-    def _range_of_levels(self) -> Self:
+    def _parts_fit(self) -> Self:
+        if not self.model:
+            raise ValueError("frame_matching.model is empty; name an image model, or teacher")
         if self.score_min >= self.score_max:
             raise ValueError(
                 f"frame_matching.score_min {self.score_min:g} must be below frame_matching.score_max "
