@@ -162,10 +162,11 @@ def grid_map(lines: Lines, plan: Plan) -> Any:
     distance = np.full((len(alphas), len(scales)), np.nan)
     for (alpha, scale), line in found.items():
         distance[alphas.index(alpha), scales.index(scale)] = line.mean("frechet_video")
+    dark = np.nanmean([np.nanmin(distance), np.nanmax(distance)])  # from here on
     left.imshow(distance, cmap="viridis_r", aspect="auto")
     for (row, column), value in np.ndenumerate(distance):
         if np.isfinite(value):
-            left.text(column, row, number(value), ha="center", va="center", color="white")
+            left.text(column, row, number(value), ha="center", va="center", color="white" if value > dark else "black")
     left.set(title=title("frechet_video"), xlabel="guidance", ylabel="alpha_weak")
     left.set_xticks(range(len(scales)), [f"{scale:g}" for scale in scales])
     left.set_yticks(range(len(alphas)), [f"{alpha:g}" for alpha in alphas])
