@@ -13,6 +13,8 @@ from host import Server
 from w2svd_core.config import load_recipe
 from w2svd_core.files import read_safetensors, write_safetensors
 
+LONGER = 5 * STEPS  # so long that a cancel comes before its end
+
 
 def graph(name: str, **settings: Any) -> dict[str, Any]:
     """The portraits by the sockets of core: MODEL, VAE, LATENT, CONDITIONING."""
@@ -122,16 +124,16 @@ def test_a_longer_training_that_was_cancelled_goes_on(whole: Run, comfy: Server)
     """The student of the shorter one is there all the while, and is not taken for it."""
     longer = graph("native_longer")
     assert run_prompt(comfy.url, longer, timeout=300).status == "success"
-    longer["6"]["inputs"]["train_steps"] = 2 * STEPS
+    longer["6"]["inputs"]["train_steps"] = LONGER
     stopped = run_prompt(
         comfy.url,
         longer,
         timeout=300,
         interrupt_when=lambda run: any(f"step {STEPS + 2} of" in t for _, t in run.texts),
     )
-    assert stopped.status == "interrupted" and len(steps(folder(comfy, "native_longer"))) < 2 * STEPS + 1
+    assert stopped.status == "interrupted" and len(steps(folder(comfy, "native_longer"))) < LONGER + 1
     assert run_prompt(comfy.url, longer, timeout=300).status == "success"
-    assert steps(folder(comfy, "native_longer")) == list(range(1, 2 * STEPS + 2))
+    assert steps(folder(comfy, "native_longer")) == list(range(1, LONGER + 2))
     found = run_prompt(comfy.url, graph("native_longer"), timeout=300)  # the shorter one again
     assert_told(found, comfy, "7", "raise it to")
 
