@@ -117,7 +117,7 @@ def test_a_place_that_is_none_is_one_sentence(
 
 
 def test_a_file_or_folder_in_the_others_place_says_what_to_name(run: Path) -> None:
-    with pytest.raises(UserError, match=r"is a folder; name the file in it \(of a run, student/student_comfyui"):
+    with pytest.raises(UserError, match=r"is a folder; name the \.safetensors file in it"):
         read_safetensors(run)
     lora = run / "student" / "student_comfyui.safetensors"
     with pytest.raises(

@@ -88,6 +88,7 @@ def test_a_run_resumes_to_the_same_student(house: House, door: Door) -> None:
     assert all(torch.equal(before[name], after[name]) for name in before)
     shutil.rmtree(again / "checkpoints")
     shutil.rmtree(again / "student")
+    (again / "metrics.jsonl").unlink()
     shutil.rmtree(again / "teacher" / "student")
     code, _, err = door(train.main, "--resume", again)
     assert code == 0 and "first stage: fine-tuning the teacher" in err

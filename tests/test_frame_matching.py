@@ -380,7 +380,7 @@ def test_a_run_says_what_is_left_out(new_program: Programs, new_recipe: Recipes)
 def test_off_is_plain_matching_bit_for_bit(new_program: Programs, new_recipe: Recipes) -> None:
     """A term that judges nothing yet, its critic fresh and its learning rate 0, changes no weight of the others."""
     plain = new_program(new_recipe({"critic.warmup": 0}))
-    beside = new_program(new_recipe(ON | {"frame_matching.lr": 0.0}))
+    beside = new_program(new_recipe(ON | {"frame_matching.lr": 0.0, "start": "a run"}))  # without one it is refused
     for index in range(3):
         plain.round(index)
         beside.round(index)

@@ -126,7 +126,7 @@ def test_a_broken_or_strange_file_is_one_sentence(tmp_path: Path, part: str, bro
         half = {name: state[name] for name in names[: len(names) // 2]}
         scaled = {**state, "layers.0.scale_weight": torch.ones(1)}
         write_safetensors(path, {"scaled": scaled, "half": half, "another": other}[broken])
-    message = words.get(broken, f"does not hold|{strange}|is not a (diffusers )?folder of a|is not there")
+    message = words.get(broken, f"does not hold|{strange}|is not a (diffusers )?folder of a|is a folder")
     with pytest.raises(UserError, match=rf"{path}.*({message})"):
         all_of("concat", **{part: str(path)})
 

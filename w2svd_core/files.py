@@ -146,7 +146,7 @@ def opened_safetensors(path: Path) -> Iterator[Any]:
 
     path = Path(path)
     if path.is_dir():
-        raise UserError(f"{path} is a folder; name the file in it (of a run, student/student_comfyui.safetensors)")
+        raise UserError(f"{path} is a folder; name the .safetensors file in it")
     if not path.is_file():
         raise UserError(f"{path} is not there; check the path")
     try:
