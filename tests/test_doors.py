@@ -374,6 +374,7 @@ def test_a_table_on_own_clips(place: Path, run: Path, door: Door) -> None:
 def test_the_best_euler_row_is_searched(place: Path, run: Path, door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluate, "SEARCHED_SHIFTS", (1.0, 5.0))
     monkeypatch.setattr(evaluate, "SEARCHED_GUIDANCE", (1.0, 2.5))
+    monkeypatch.setattr(evaluate, "FURTHER_GUIDANCE", ())
     out = place / "searched.md"
     portraits = ["--data.folder", "portraits"]
     assert door(evaluate.main, run, *portraits, "--clips", 50, "--euler-search", "--out", out)[0] == 0
