@@ -293,7 +293,7 @@ class RunFolder:
         """Raise a UserError where a run has come so far that it must have had a checkpoint."""
         rows = self.metrics()
         done, every = int(rows[-1]["step"]) if rows else 0, self.recipe().train.checkpoint_every
-        if (self.path / "student").is_dir() or (every and done >= every + 1):
+        if (self.path / "student").is_dir() or 0 < every < done:
             raise UserError(
                 f"{self.path / 'checkpoints'} holds nothing to go on from, and {done} rounds were trained; put it "
                 "back, or train anew in another folder"
