@@ -26,7 +26,7 @@ from w2svd_core.hashing import value_hash
 from w2svd_core.options import all_settings, show, value_of
 from w2svd_core.run import RunFolder, head_start
 from w2svd_core.settings import Recipe
-from w2svd_core.students import FOLDER, FULL_NATIVE
+from w2svd_core.student_files import FOLDER, FULL_NATIVE
 
 INERT = (  # settings that change no number of a result, or that a cell has its own of
     "name", "evaluate.", "train.tracker", "train.checkpoint_every", "train.log_every", "train.sample_every",

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import math
-import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 from cells import course
+from lines import Line, lines_of
 from pictures import write_pictures
-from plan import BEYOND, TEST, VALIDATION, NotYet, Plan, Planned
-from rows import CLAIMS, FROM_FRAME, GRID, SEEN, Claim, Row
+from plan import BEYOND, TEST, VALIDATION, NotYet, Plan
+from rows import CLAIMS, FROM_FRAME, GRID, SEEN, Claim
 
 from w2svd_core.files import write_text
 from w2svd_core.tables import SHORT_UNITS, UNITS, number, title
@@ -22,53 +20,6 @@ from w2svd_core.tables import SHORT_UNITS, UNITS, number, title
 METRICS = ("frechet_video", "frechet_frame", "motion", "flicker", "saturation", "diversity", "adherence", "identity")
 NOT_RUN = "not run"
 ONCE = 0.02  # share by which two rows have to differ that were measured once, and so have no spread
-
-
-@dataclass(frozen=True)
-class Line:
-    """A row with what was measured.
-
-    Attributes:
-        results: of the cells that are finished.
-    """
-
-    row: Row
-    planned: Planned
-    results: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
-
-    def values(self, metric: str) -> list[float]:
-        """One for each seed."""
-        return [result["values"][metric] for result in self.results if metric in result["values"]]
-
-    def mean(self, metric: str) -> float | None:
-        """Over the seeds."""
-        found = self.values(metric)
-        return statistics.mean(found) if found else None
-
-    def spread(self, metric: str) -> float:
-        """Half the distance from the smallest to the largest seed."""
-        found = self.values(metric)
-        return (max(found) - min(found)) / 2 if found else 0.0
-
-    @property
-    def whole(self) -> bool:
-        """Whether every seed is there: an order of rows that lack some is none."""
-        return bool(self.results) and len(self.results) == len(self.planned.test)
-
-    def least(self, key: str) -> float | None:
-        """Of the seeds, of what stands beside the metrics."""
-        return min((result[key] for result in self.results if result.get(key)), default=None)
-
-
-def lines_of(plan: Plan) -> dict[str, Line]:
-    """Every row that a table has, with its results."""
-    found = {}
-    for row in plan.rows.values():
-        if row.kind != "model":
-            planned = plan.of(row)
-            results = [result for cell in planned.test if (result := cell.read(plan.out)) is not None]
-            found[row.name] = Line(row, planned, results)
-    return found
 
 
 def write_page(plan: Plan, page: Path, about: str, command: str) -> None:

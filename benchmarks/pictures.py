@@ -6,18 +6,16 @@ import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from lines import Line
 from plan import Plan
 from rows import ALPHAS, GRID, STUDENTS, WINNER_STEPS, slug
 
 from w2svd_core.plots import BLUE, COLOURS, GREY, ORANGE, STYLE, new_figure, save_figure
 from w2svd_core.tables import number, title
 
-if TYPE_CHECKING:
-    from page import Line
-
-Lines = Mapping[str, "Line"]
+Lines = Mapping[str, Line]
 
 
 def write_pictures(folder: Path, lines: Lines, plan: Plan) -> list[tuple[Path, str]]:

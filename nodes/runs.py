@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..w2svd_core.student_files import FOLDER, NATIVE
 from .compat import blocked
 from .places import run_folder
 
@@ -59,8 +60,6 @@ def is_of_recipe(run: RunFolder, recipe: Recipe) -> bool:
 
 def is_finished(folder: Path) -> bool:
     """Whether a run has its student of this recipe, and clips of that very one; ended elsewhere it lacks one."""
-    from ..w2svd_core.students import FOLDER, NATIVE
-
     student = folder / FOLDER / NATIVE
     whole = student.is_file() and student.stat().st_mtime >= (folder / "recipe.yaml").stat().st_mtime
     return whole and bool(samples_of(folder))
@@ -68,8 +67,6 @@ def is_finished(folder: Path) -> bool:
 
 def samples_of(folder: Path) -> list[Path]:
     """The clips of a run's student; those of an older one, or of a preview on the way, are not."""
-    from ..w2svd_core.students import FOLDER, NATIVE
-
     written = (folder / FOLDER / NATIVE).stat().st_mtime
     return [clip for clip in sorted((folder / "samples").glob("student-*.mp4")) if clip.stat().st_mtime >= written]
 
@@ -113,7 +110,6 @@ def made(folder: Path) -> tuple[Any, Any, Mapping[str, list[float]], Any]:
     from ..w2svd_core.files import read_safetensors
     from ..w2svd_core.lora_files import LoraMetadata
     from ..w2svd_core.run import RunFolder
-    from ..w2svd_core.students import FOLDER, NATIVE
     from .native_lora import LoraModel
 
     path = folder / FOLDER / NATIVE

@@ -17,7 +17,7 @@ from torch import nn
 from w2svd_core import export, lora_algebra
 from w2svd_core.files import read_safetensors
 from w2svd_core.lora_files import LoraMetadata, base_hash, read_lora
-from w2svd_core.students import ABOUT
+from w2svd_core.student_files import ABOUT
 
 ALWAYS = ("wan-t2v", "wan-i2v", "hunyuan_video-replace", "cosmos-i2v")
 kinds = pytest.mark.parametrize(

@@ -34,7 +34,7 @@ from .lora_metadata import METADATA_KEY
 from .run import RunFolder
 from .settings import Model
 from .stages import with_trained_teacher
-from .students import ABOUT, FOLDER, FULL_FOLDER, FULL_NATIVE
+from .student_files import ABOUT, FOLDER, FULL_FOLDER, FULL_NATIVE
 
 BUNDLED = "bundled"
 TAKE_IT = "or take this one all the same with --any-base"

@@ -18,7 +18,7 @@ from .lora_files import LoraMetadata, base_hash, check_base, load_into_peft, rea
 from .roles import GENERATOR, Role, SharedModel
 from .settings import Recipe
 from .stages import with_trained_teacher
-from .students import FOLDER, FULL_NATIVE, NATIVE
+from .student_files import FOLDER, FULL_NATIVE, NATIVE
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from .pictures import contact_sheet, side_by_side
 from .plots import write_plots
 from .run import RunFolder
 from .settings import Recipe
+from .student_files import DIFFUSERS, FULL_FOLDER, FULL_NATIVE, NATIVE
 from .tables import about_clips, findings, markdown_table, number
 
 TALLEST = 240  # px of a frame in the side-by-side video; each clip is written whole beside it
@@ -183,7 +184,7 @@ def _pictures(run: RunFolder, rows: Sequence[Row], plots: Sequence[Path]) -> lis
 
 
 def _use(run: RunFolder, recipe: Recipe, files: Sequence[Path]) -> list[str]:
-    from .students import DIFFUSERS, FULL_FOLDER, FULL_NATIVE, NATIVE, teacher_note
+    from .students import teacher_note
 
     about = {
         NATIVE: "LoRA in native keys, for ComfyUI",

@@ -12,6 +12,7 @@ from .config import load_recipe, recipe_from
 from .errors import UserError
 from .places import ENCODERS
 from .settings import Model, Recipe
+from .student_files import FOLDER, FULL_NATIVE, NATIVE
 
 FIRST = "teacher"  # the fine-tune's run folder, inside the distillation's
 
@@ -43,8 +44,6 @@ def first_stage(recipe: Recipe) -> Recipe:
 
 def is_trained(run: Path) -> bool:
     """Whether the first stage of a run has made its teacher, whole."""
-    from .students import FOLDER, FULL_NATIVE, NATIVE
-
     return any((run / FIRST / FOLDER / name).is_file() for name in (NATIVE, FULL_NATIVE))
 
 
@@ -59,8 +58,6 @@ def with_trained_teacher(recipe: Recipe, run: Path) -> Recipe:
     """
     if not recipe.first:
         return recipe
-    from .students import FOLDER, FULL_NATIVE, NATIVE
-
     made = run / FIRST / FOLDER
     if (made / NATIVE).is_file():
         model = recipe.model.model_copy(update={"loras": (*recipe.model.loras, str(made / NATIVE))})

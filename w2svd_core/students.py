@@ -21,11 +21,7 @@ from .places import parse_lora, rewritten
 from .roles import GENERATOR, SharedModel, swapped_in
 from .settings import Recipe
 from .stages import FIRST, with_trained_teacher
-
-FOLDER = "student"
-NATIVE, DIFFUSERS = "student_comfyui.safetensors", "student_diffusers.safetensors"
-FULL_NATIVE, FULL_FOLDER = "student_model_comfyui.safetensors", "transformer"
-ABOUT = "w2svd.json"  # the metadata of a native file's header, beside the folder's config.json
+from .student_files import ABOUT, DIFFUSERS, FOLDER, FULL_FOLDER, FULL_NATIVE, NATIVE
 
 
 def shift_of(sigmas: Sequence[float]) -> float | None:

@@ -12,7 +12,7 @@ Modules = Callable[[str], ModuleType]
 
 def test_a_student_of_another_recipe_is_not_the_finished_one(module_of: Modules, tmp_path: Path) -> None:
     """A longer training that was cancelled leaves the student of the shorter one, and previews of its own."""
-    runs, students = module_of("nodes.runs"), module_of("w2svd_core.students")
+    runs, students = module_of("nodes.runs"), module_of("w2svd_core.student_files")
     config = module_of("w2svd_core.config")
     made = [
         tmp_path / "recipe.yaml",
