@@ -170,11 +170,6 @@ class Cell:
         return found if all(then[key] == now[key] for key in then.keys() & now.keys()) else None
 
 
-def names_measured(out: Path) -> set[str]:
-    """The rows that there are finished cells of; of several that share one it names the first that was measured."""
-    return {json.loads(path.read_text(encoding="utf-8"))["row"] for path in (out / "cells").glob("*.json")}
-
-
 def before(subject: Subject) -> list[Subject]:
     """The trainings that a subject needs, in order."""
     return [one for need in subject.needs.values() for one in (*before(need), need)]

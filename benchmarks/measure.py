@@ -1,6 +1,7 @@
 """One cell, measured in a process of its own: `python benchmarks/measure.py CELL.json`, and the job on standard input.
 
 The rows are those of `python -m w2svd_core.evaluate`: the same captions, noise seeds, held-out portraits and networks.
+A teacher, in which nothing is trained, has noise of its own for each seed, so that it has a spread, too.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import platform
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,8 @@ from w2svd_core.settings import Recipe
 from w2svd_core.tables import plain
 from w2svd_core.watch import Terminal
 
+NOISE_APART = 10_000_000  # between the noise seeds of two seeds of a teacher
+
 
 def measured(kind: str, recipe: Recipe, run: Path) -> tuple[Row, list[dict[str, float | str]]]:
     """A row, and what a search for the best Euler sampler saw."""
@@ -44,6 +48,7 @@ def measured(kind: str, recipe: Recipe, run: Path) -> tuple[Row, list[dict[str, 
         return bench.row("student", load_run(recipe, source, run), student_way(recipe), recipe), []
     teacher = load_teacher(recipe, source)
     if kind == "teacher":
+        bench = replace(bench, test=replace(test, seeds=tuple(s + NOISE_APART * recipe.seed for s in test.seeds)))
         return bench.row("teacher", teacher, teacher_way(recipe), recipe), []
     searched: list[dict[str, float | str]] = []
     return best_euler("Euler", bench, teacher, few_step_way(recipe), recipe, searched), searched

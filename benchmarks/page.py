@@ -9,10 +9,11 @@ from itertools import groupby
 from pathlib import Path
 
 from cells import course
+from claims import CLAIMS, Claim
 from lines import Line, lines_of
 from pictures import write_pictures
 from plan import BEYOND, TEST, VALIDATION, NotYet, Plan
-from rows import CLAIMS, FROM_FRAME, GRID, SEEN, Claim
+from rows import BUDGETS, FROM_FRAME, GRID, SEEN
 
 from w2svd_core.files import write_text
 from w2svd_core.tables import SHORT_UNITS, UNITS, number, title
@@ -50,8 +51,8 @@ def heading(plan: Plan, lines: Mapping[str, Line], about: str, command: str) -> 
         f"{further if len(o.sweep) > 1 else ''} (the first seed, {part} the budget, {o.sweep_clips} "
         f"validation portraits from seed {VALIDATION} on); the factor with the least video Fréchet distance there was "
         "taken for all seeds. Variants take the factor of their method and don't compete for the winner: the ablation "
-        "and `dmd2_125` that of `dmd2`, `dfd_w2s_score` that of `dfd_w2s`, AVDM2's other two that of `avdm2`. The sick "
-        "row, its cure and the cure's control have rates of their own."
+        "and `dmd2_125` that of `dmd2`, `dfd_w2s_score` that of `dfd_w2s`, AVDM2's other two that of `avdm2`, half and "
+        "twice the FLOPs that of all of them. The sick row, its cure and the cure's control have rates of their own."
         if o.sweep
         else "Rates are the recipes' own; no sweep was made."
     )
@@ -61,12 +62,13 @@ def heading(plan: Plan, lines: Mapping[str, Line], about: str, command: str) -> 
         f"Written by `{command}`; numbers are out of cells that calls of this command made. Measured on "
         f"{'; '.join(machines) or 'no machine yet'}.\n\n"
         f"Seeds {', '.join(map(str, o.seeds))}: mean ± half the distance from the smallest to the largest. {o.clips} "
-        f"clips in each cell, held-out portraits from seed {TEST} on, the same captions and noise seeds for all. "
+        f"clips in each cell, held-out portraits from seed {TEST} on, the same captions and noise seeds for all "
+        "(teachers: noise of its own for each seed; floors and searched Euler steps: the first seed alone). "
         f"Trained rows have the same training FLOPs: {o.budget:g} times what 120 updates of `portraits_long` take"
         f"{from_frame if any(line.row.group == FROM_FRAME for line in lines.values()) else ''}, counted from executed "
         "operations, the critic's head start included; the trainings of teachers are not counted. "
-        "A row that starts from another one shares the budget with it; the finishes of the sick row come on top of "
-        "its own. "
+        "A row that starts from another one shares the budget with it; out of this rule fall the finishes of the sick "
+        f'row, which come on top of its own, and the rows under "{BUDGETS}". '
         f"{sweep} Wall time is that of the rounds alone, of the run that a row starts from too; peak memory is the "
         "whole process's, or the GPU's where one is at hand; of both the least of the seeds, since other programs ran "
         f"beside.{elsewhere(lines)}{noted(plan, lines)}{mixed(lines)}\n\n"
@@ -247,7 +249,8 @@ def claims(lines: Mapping[str, Line]) -> str:
         "## The papers' orders",
         "",
         f"{ALIKE[0].upper()}{ALIKE[1:]}: the difference is no larger than the spreads of the two rows' seeds together. "
-        f"What is not trained is measured once and has no spread: two such rows are alike within {ONCE:.0%} (ours). "
+        "A teacher's seeds are of its noise. Floors and searched Euler steps are measured once and have no spread: "
+        f"two such rows are alike within {ONCE:.0%} (ours). "
         "The papers' numbers are of other models, clips and metrics.",
         "",
         "| before | after | source | theirs | our metric | ours | order |",

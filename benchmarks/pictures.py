@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lines import Line
 from plan import Plan
-from rows import ALPHAS, GRID, STUDENTS, WINNER_STEPS, slug
+from rows import ALPHAS, BUDGETS, GRID, WINNER_STEPS, slug
 
 from w2svd_core.plots import BLUE, COLOURS, GREY, ORANGE, STYLE, new_figure, save_figure
 from w2svd_core.tables import number, title
@@ -30,7 +28,7 @@ def write_pictures(folder: Path, lines: Lines, plan: Plan) -> list[tuple[Path, s
         ),
         "flops": (
             flops_curve,
-            "Video Fréchet distance over training FLOPs, of calls with several budgets",
+            "Video Fréchet distance over training FLOPs",
         ),
         "grid": (grid_map, "alpha_weak against guidance: distance, and saturation over the foreseen combination"),
     }
@@ -90,58 +88,31 @@ def steps_curve(lines: Lines, plan: Plan) -> Any:
 
 
 def flops_curve(lines: Lines, plan: Plan) -> Any:
-    """Quality against training FLOPs, once a row has been trained with several budgets."""
-    found = [line for line in lines.values() if line.row.kind == "student" and line.row.group == STUDENTS]
-    budgets = {line.row.title: at_budgets(line, plan) for line in found if line.results}
-    several = {name: own for name, own in budgets.items() if len(own) > 1}
+    """Quality against training FLOPs, of the rows that are trained with several budgets."""
+    found: dict[str, list[Line]] = {}
+    for line in lines.values():
+        if line.row.group == BUDGETS and line.results and (own := lines.get(line.row.rates)):
+            found.setdefault(own.row.name, [own] if own.results else []).append(line)
+    several = {name: sorted(own, key=_tflop) for name, own in found.items() if len(own) > 1}
     if not several:
         return None
     figure, (axis, *_) = new_figure(1, 6.4, 3.6)
     for index, (name, own) in enumerate(several.items()):
-        means = [statistics.mean(values) for values in own.values()]
-        spreads = [(max(values) - min(values)) / 2 for values in own.values()]
-        look = {"color": COLOURS[index % len(COLOURS)], "marker": "os^Dv<>"[index // len(COLOURS) % 7]}
-        axis.errorbar(list(own), means, yerr=spreads, capsize=3, label=name, **look)
+        look = {"color": COLOURS[index % len(COLOURS)], "label": lines[name].row.title}
+        points(axis, [_tflop(line) for line in own], own, "frechet_video", **look)
     for name, words, style in (("teacher", "teacher, 28 steps", "--"), ("euler_4", "its best 4 Euler steps", ":")):
         if name in lines and (mean := lines[name].mean("frechet_video")) is not None:
             axis.axhline(mean, color=GREY, linestyle=style, linewidth=1, label=words)
     axis.set(title=title("frechet_video"), xlabel="training FLOPs (TFLOP)", xscale="log")
-    ticks = sorted({float(f"{flops:.2g}") for own in several.values() for flops in own})
+    ticks = sorted({float(f"{_tflop(line):.2g}") for own in several.values() for line in own})
     axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axis.minorticks_off()
     axis.legend(fontsize=7)
     return figure
 
 
-def at_budgets(line: Line, plan: Plan) -> dict[float, list[float]]:
-    """A row's distances on the test, one for each seed, by TFLOP: at every budget that this folder has results of.
-
-    The page's own is the line's. Others come from calls with another `--budget`: of rates that were tried on the test
-    there, those with the most seeds count, of as many those that are the page's own, too.
-    """
-    own = line.results[0]
-    groups: dict[float, dict[float, list[float]]] = {}
-    for path in sorted((plan.out / "cells").glob("*.json")):
-        cell = json.loads(path.read_text(encoding="utf-8"))
-        if differ_in_budget(cell, own):
-            of_rate = groups.setdefault(cell["train_flops"] / 1e12, {})
-            of_rate.setdefault(cell["recipe"]["student.lr"], []).append(cell["values"]["frechet_video"])
-    rate = own["recipe"]["student.lr"]
-    chosen = {
-        flops: max(of_rate.items(), key=lambda pair: (len(pair[1]), pair[0] == rate))[1]
-        for flops, of_rate in groups.items()
-    }
-    chosen[own["train_flops"] / 1e12] = line.values("frechet_video")
-    return dict(sorted(chosen.items()))
-
-
-def differ_in_budget(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two cells measure the same but for seed, rates and number of updates, as far as both know a setting."""
-    keys = one["recipe"].keys() & other["recipe"].keys()
-    same = [key for key in keys if key not in ("seed", "train.steps") and not key.endswith(".lr")]
-    alike = all(one[key] == other[key] for key in ("kind", "clips", "evaluate_seed", "assets"))
-    alike &= one["needs"].keys() == other["needs"].keys()
-    return alike and all(one["recipe"][key] == other["recipe"][key] for key in same)
+def _tflop(line: Line) -> float:
+    return float(line.results[0]["train_flops"]) / 1e12
 
 
 def grid_map(lines: Lines, plan: Plan) -> Any:

@@ -26,7 +26,7 @@ from w2svd_core.settings import Recipe
 
 VALIDATION, TEST = 1_100_000, 1_000_000  # first held-out portraits; no training sees either
 METRIC = "frechet_video"  # what rates and the winner are chosen by
-BEYOND = 2  # factors that a sweep tries beyond its edges, as long as the best one lies there
+BEYOND = 4  # factors that a sweep tries beyond its edges, as long as the best one lies there
 WINNER_SHIFT = 2.0  # of the sigmas of a winner in another number of steps: the portraits' own
 
 
@@ -35,7 +35,7 @@ class Options:
     """What the command line says.
 
     Attributes:
-        seeds: of the trainings.
+        seeds: of the trainings, and of a teacher's noise.
         clips: of a test cell.
         budget: FLOPs of each training, in units of the row's `unit`.
         sweep: factors on the rates, with which a sweep begins (`Plan.factors`); empty = 1 for all.
@@ -151,7 +151,8 @@ class Plan:
             if row.kind == "model":
                 raise NotYet("it is the teacher of other rows and has no line of its own")
             if row.kind != "student":
-                found.cells = found.test = [self.test_cell(row, self.options.seeds[0], 1.0)]
+                seeds = self.options.seeds[: row.seeds] if row.kind == "teacher" else self.options.seeds[:1]
+                found.cells = found.test = [self.test_cell(row, seed, 1.0) for seed in seeds]
                 return found
             if self.sweeps(row):
                 found.cells += self.sweep_cells(row)

@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from cells import Cell, adopt, names_measured
+from cells import Cell, adopt
 from page import write_page
 from plan import Costs, Options, Plan, adoptable, trainings
 from record import give, take
@@ -54,7 +54,6 @@ def parser() -> Parser:
     door.add_argument("--sweep-clips", type=int, default=own.sweep_clips, help="clips of a sweep cell; default 128")
     door.add_argument("--sweep-budget", type=float, default=own.sweep_budget, help="share of the budget; default 1")
     door.add_argument("--winner", default="", metavar="NAME", help="row to take as the winner; default: by validation")
-    door.add_argument("--grid", action="store_true", help="also alpha_weak against guidance, one seed")
     door.add_argument(
         "--adopt", type=Path, nargs="+", default=[], metavar="FOLDER", help="take equal runs of this version from here"
     )
@@ -67,11 +66,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, settings = parse_arguments(parser(), argv)
     name = args.size or ("large" if torch.cuda.is_available() else "small")
     size, out = SIZES[name], args.out / name
-    rows = (*size.rows, *(size.grid if args.grid else ()))
     if args.list:
-        print("\n".join(f"{row.name:18} {row.group}: {row.title}" for row in rows))
+        print("\n".join(f"{row.name:18} {row.group}: {row.title}" for row in size.rows))
         return 0
-    wanted = chosen(rows, args.rows)
+    wanted = chosen(size.rows, args.rows)
     chosen(
         [row for row in size.rows if row.kind == "student" and not row.winner], [args.winner] if args.winner else None
     )
@@ -84,8 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     record = args.docs / f"{size.page}.json"
     if count := take(record, out, costs):
         print(f"{count} cells are known from {record}")
-    gridded = args.grid or not names_measured(out).isdisjoint(row.name for row in size.grid)
-    plan = Plan((*size.rows, *(size.grid if gridded else ())), options, out, costs)
+    plan = Plan(size.rows, options, out, costs)
     if args.adopt:
         candidates = trainings(adoptable(plan, wanted))
         for line in [line for folder in args.adopt for line in adopt(folder, candidates, out)]:
@@ -116,9 +113,8 @@ def chosen(rows: Iterable[Row], names: Sequence[str] | None) -> list[Row]:
     for name in names or ():
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
-            sizes = [size for size, one in SIZES.items() if name in {row.name for row in (*one.rows, *one.grid)}]
+            sizes = [size for size, one in SIZES.items() if name in {row.name for row in one.rows}]
             hint = f"did you mean {near[0]}" if near else f"--size {sizes[0]} may have it" if sizes else "see --list"
-            hint = "add --grid" if name in {row.name for one in SIZES.values() for row in one.grid} else hint
             raise UserError(f"There is no row {name} here; {hint}.")
         on = [row.name for row in known.values() if name in (row.teacher, row.image) and row.kind == "student"]
         if known[name].kind == "model":

@@ -1,14 +1,14 @@
-"""The rows of the results table, what the papers report for them, and which orders they claim.
+"""The rows of the results table, and what the papers report for them.
 
-The numbers of the papers are of other models, data and metrics: they stand beside ours to compare orders, never sizes.
-W2SVD is arXiv 2503.13319 (its Table 1 and the ablation figure), DFD 2606.18478 (Table 1), AVDM2 2412.05899, DMD2
-2405.14867 (Table 4).
+The numbers of the papers are of other models, data and metrics: they stand beside ours to compare orders (claims.py),
+never sizes. W2SVD is arXiv 2503.13319 (its Table 1 and the ablation figure), DFD 2606.18478 (Table 1), AVDM2
+2412.05899, DMD2 2405.14867 (Table 4).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 Kind = Literal["data", "codec", "teacher", "euler", "student", "model"]
@@ -20,7 +20,10 @@ FLOORS, TEACHER, STUDENTS, ABLATION = "Floors", "Teacher", "Students", "Ablation
 WINNERS = "The best on validation, in other numbers of steps"
 FROM_FRAME = "From a first frame"
 EULER_4 = "teacher, 4 Euler steps"
+FOUR = {"teacher.steps": "4"}  # of the teacher's own sampler: its shift and guidance
 GRID = "alpha_weak against guidance"
+BUDGETS = "Other training budgets"
+SHARES = {"half": 0.5, "double": 2.0}  # of the budget, by the end of a row's name
 CLIPS_OF_UNETS = "AnimateDiff (clips of 9 frames, latents of single frames)"
 
 
@@ -41,7 +44,7 @@ class Row:
         start: the row whose student and critic this one starts from.
         rates: the row whose sweep of rates counts for this one, too, a variant of the same method; "" = its own.
         swept: False leaves its rates as they are.
-        seeds: how many of the table's it is trained with, the first ones; None = all.
+        seeds: how many of the table's it is trained with, or a teacher sampled with, the first ones; None = all.
         share: of the budget that this row's own training gets.
         start_share: of the budget that `start` gets; None = the rest. With more the row has more FLOPs than others, as
             the finish of a row that is there already.
@@ -65,32 +68,6 @@ class Row:
     share: float = 1.0
     start_share: float | None = None
     winner: int = 0
-
-
-@dataclass(frozen=True)
-class Claim:
-    """An order that a paper reports: `better` before `worse` in a metric of ours.
-
-    Attributes:
-        source: paper and place.
-        theirs: its numbers.
-        metric: ours that comes nearest to it.
-        higher: whether more of it is meant.
-        target: a row whose value is the aim (saturation as the data's); "" = higher or lower counts.
-    """
-
-    better: str
-    worse: str
-    metric: str
-    source: str
-    theirs: str
-    higher: bool = False
-    target: str = ""
-
-    @property
-    def page(self) -> str:
-        """Which of docs/ says what is known of ours."""
-        return "lcm.md" if self.better == "lcm" else f"{self.source.split(',')[0].lower()}.md"
 
 
 def slug(value: float) -> str:
@@ -162,6 +139,7 @@ def _euler() -> list[Row]:
             paper="W2SVD avg .8107, dynamic .700; DFD avg .899, diversity .178",
         ),
         _best("teacher", "3.5", TEACHER, {}),
+        Row("teacher_4", EULER_4, TEACHER, settings=FOUR, kind="teacher", paper=papers[4]),
         *few,
     ]  # fmt: skip
 
@@ -174,15 +152,8 @@ def _image() -> list[Row]:
         Row("image_codec", "data through mp4 and codec", group, settings=own, kind="codec", **like),
         Row("image_28", "teacher, 28 steps", group, settings=own, kind="teacher", paper="W2SVD avg .8107", **like),
         _best("image", "7", group, own, **like),
-        Row(
-            "image_euler",
-            "teacher, 4 Euler steps, best found",
-            group,
-            settings=own,
-            kind="euler",
-            paper=".6768",
-            **like,
-        ),
+        Row("image_4", EULER_4, group, settings=own | FOUR, kind="teacher", paper=".6768", **like),
+        Row("image_euler", f"{EULER_4}, best found", group, settings=own, kind="euler", **like),
         Row("image_dmd2", "DMD2", group, settings=own | {"matching.alpha_weak": "0"}, paper="avg .8063", **like),
         Row("image_w2s", "W2S, alpha_weak .25", group, settings=own, paper="W2SVD avg .8219", **like),
     ]
@@ -209,6 +180,7 @@ def _unets() -> list[Row]:
         Row("motion_unet", "an AnimateDiff of portraits", group, "portraits_motion_unet", kind="model"),
         Row("motion_codec", "data through mp4 and codec", group, kind="codec", **like),
         Row("motion_28", "teacher, 28 steps", group, kind="teacher", **like),
+        Row("motion_4", EULER_4, group, settings=FOUR, kind="teacher", **like),
         Row("motion_euler", f"{EULER_4}, best found", group, kind="euler", **like),
         Row("motion_lcm", "LCM", group, settings=LCM_OF_UNETS, paper="AnimateLCM FVD 1406, CLIPScore 28.4", **like),
         Row("motion_avdm2", "AVDM2", group, image="image_unet", paper="FVD 1271, CLIPScore 32.0", **like),
@@ -232,10 +204,7 @@ CURE = {
 }
 DFD: dict[str, Any] = {"recipe": "portraits_dfd", "share": 0.3, "paper": "DFD avg .906, diversity .128"}
 FINISH: dict[str, Any] = DFD | {"start": "dmd2_ill", "share": 1.0, "start_share": 1.0, "swept": False}
-ROWS: tuple[Row, ...] = (
-    Row("data", "data against data", FLOORS, kind="data"),
-    Row("codec", "data through mp4 and codec", FLOORS, kind="codec"),
-    *_euler(),
+TRAINED: tuple[Row, ...] = (
     Row("lcm", "LCM", STUDENTS, "portraits_lcm", paper="W2SVD avg .6915, dynamic .055; AnimateLCM FVD 1406"),
     Row("dmd2_full", "DMD2, full critic and student", STUDENTS, "portraits_dmd_full", paper="W2SVD avg .8063"),
     Row("dmd2", "DMD2, LoRA critic and student", STUDENTS, settings={"matching.alpha_weak": "0"}, paper="avg .8063"),
@@ -269,16 +238,25 @@ ROWS: tuple[Row, ...] = (
         rates="avdm2", image="image_unet",
         settings={"frame_matching.score_min": "0.133", "frame_matching.score_max": "0.997"},  # .02 to .98 of its own T
     ),
-    *_ablation(),
-    *_winners(),
-    *_image(),
-    *_unets(),
 )  # fmt: skip
 
 
-def grid() -> tuple[Row, ...]:
+def _budgets() -> list[Row]:
+    """Half and twice the FLOPs, at the rates that were swept with all of them."""
+    of = {row.name: row for row in TRAINED}
+    return [
+        replace(
+            of[name], name=f"{name}_{end}", title=f"{of[name].title}, × {share:g}", group=BUDGETS, rates=name,
+            share=share, paper="",
+        )
+        for name in ("lcm", "dmd2_full", "dmd2", "w2s")
+        for end, share in SHARES.items()
+    ]  # fmt: skip
+
+
+def _grid() -> list[Row]:
     """alpha_weak against guidance, on the student's own path: one seed, no sweep."""
-    return tuple(
+    return [
         Row(
             f"grid_{slug(alpha)}_{slug(guidance)}",
             f"alpha_weak {alpha:g}, guidance {guidance:g}",
@@ -289,69 +267,25 @@ def grid() -> tuple[Row, ...]:
         )
         for alpha in ALPHAS
         for guidance in GRID_GUIDANCE
-    )
+    ]
+
+
+ROWS: tuple[Row, ...] = (
+    Row("data", "data against data", FLOORS, kind="data"),
+    Row("codec", "data through mp4 and codec", FLOORS, kind="codec"),
+    *_euler(),
+    *TRAINED,
+    *_ablation(),
+    *_winners(),
+    *_budgets(),
+    *_image(),
+    *_unets(),
+    *_grid(),
+)
 
 
 SEEN = (  # what was not chosen blindly
     "After test rows had been seen, `portraits_long` was made shorter, the ablation was given DMD2's rates, and "
     "`portraits_image` its guidance; everything else was chosen on other portraits. The winner in other numbers of "
     "steps has the rates that were swept in its own."
-)
-TABLE, FIGURE = "W2SVD, Table 1", "W2SVD, ablation figure"
-CLAIMS: tuple[Claim, ...] = (
-    Claim("teacher", "euler_4", "frechet_video", TABLE, "average .8107 > .6768"),
-    Claim("lcm", "euler_4", "frechet_video", TABLE, "average .6915 > .6768"),
-    Claim("dmd2_full", "lcm", "frechet_video", TABLE, "average .8063 > .6915"),
-    Claim("dmd2_full", "lcm", "motion", TABLE, "dynamic .759 > .055", higher=True),
-    Claim("w2svd_paper", "dmd2_full", "frechet_video", TABLE, "average .8219 > .8063"),
-    Claim("teacher", "dmd2_full", "frechet_video", TABLE, "average .8107 > .8063"),
-    Claim("w2svd_paper", "teacher", "frechet_video", TABLE, "average .8219 > .8107"),
-    Claim("w2svd_paper", "teacher_best", "frechet_video", TABLE, "average .8219 > .8107"),
-    Claim("w2s", "dmd2", "frechet_video", TABLE, "average .8219 > .8063"),
-    Claim("w2s_25", "w2s_00", "frechet_video", FIGURE, "average .8218 > .8063"),
-    Claim("w2s_25", "w2s_50", "frechet_video", FIGURE, "average .8218 > .8155"),
-    Claim("w2s_50", "w2s_75", "frechet_video", FIGURE, "average .8155 > .7423"),
-    Claim("w2s_25", "w2s_75", "motion", FIGURE, "dynamic .767 > .006", higher=True),
-    Claim("w2s_75", "w2s_25", "frechet_frame", FIGURE, "imaging .717 > .571"),
-    *(
-        Claim(f"w2s_{slug(a)}", f"w2s_{slug(a)}_gt", "motion", FIGURE, f"dynamic {theirs}", higher=True)
-        for a, theirs in ((0.0, ".759 > .068"), (0.25, ".767 > .038"), (0.5, ".649 > .058"))
-    ),
-    Claim("w2s_25_gt", "w2s_25", "frechet_frame", FIGURE, "imaging .710 > .571"),
-    Claim("w2s_75_gt", "w2s_75", "motion", FIGURE, "dynamic .048 > .006", higher=True),
-    Claim("winner_4", "winner_1", "frechet_video", TABLE, "average .8219 > .7448 (of W2SVD)"),
-    Claim("winner_1", "euler_1", "frechet_video", TABLE, "average .7448 > .6169 (of W2SVD)"),
-    Claim("teacher", "dmd2", "diversity", "DFD, Table 1", "CLIP diversity .178 > .120", higher=True),
-    Claim("dfd_dmd2", "dmd2", "diversity", "DFD, Table 1", "CLIP diversity .128 > .120", higher=True),
-    Claim("dfd_dmd2", "dmd2", "saturation", "DFD, section 1", "nearer to the data", target="data"),
-    Claim("dfd_dmd2", "dmd2", "frechet_video", "DFD, Table 1", "average .906 > .901"),
-    Claim("dfd_w2s", "w2s", "diversity", "DFD, Table 1", "CLIP diversity .128 > .120 (after DMD2)", higher=True),
-    Claim("dfd_w2s", "w2s", "frechet_video", "DFD, Table 1", "average .906 > .901 (after DMD2)"),
-    Claim("dfd_w2s_score", "w2s", "diversity", "DFD, Table 1", "CLIP diversity .128 > .120 (after DMD2)", higher=True),
-    Claim("teacher", "dmd2_ill", "diversity", "DFD, Table 1", "CLIP diversity .178 > .120", higher=True),
-    *(
-        claim  # against what it starts from, and against the rest of its cure: a critic that keeps up, less guidance
-        for sick in ("dmd2_ill", "dmd2_on")
-        for claim in (
-            Claim("dfd_ill", sick, "diversity", "DFD, Table 1", "CLIP diversity .128 > .120", higher=True),
-            Claim("dfd_ill", sick, "saturation", "DFD, section 1", "nearer to the data", target="data"),
-            Claim("dfd_ill", sick, "frechet_video", "DFD, Table 1", "average .906 > .901"),
-        )
-    ),
-    *(
-        claim
-        for ours, lcm in (("avdm2", "lcm"), ("avdm2_image", "lcm"), ("motion_avdm2", "motion_lcm"))
-        for claim in (
-            Claim(ours, lcm, "frechet_video", "AVDM2, table", "FVD 1271 < 1406 (AnimateLCM)"),
-            Claim(ours, lcm, "adherence", "AVDM2, table", "CLIPScore 32.0 > 28.4 (AnimateLCM)", higher=True),
-        )
-    ),
-    Claim("avdm2", "w2s_gan", "adherence", "AVDM2, text", "CLIPScore 32.0 > 30.6 (clips scored)", higher=True),
-    Claim("dmd2_gan", "dmd2", "frechet_frame", "DMD2, Table 4", "FID 19.3 < 26.9"),
-    Claim("image_28", "image_euler", "frechet_video", TABLE, "average .8107 > .6768"),
-    Claim("image_dmd2", "image_euler", "frechet_video", TABLE, "average .8063 > .6768"),
-    Claim("image_w2s", "image_dmd2", "frechet_video", TABLE, "average .8219 > .8063"),
-    Claim("image_w2s", "image_28", "frechet_video", TABLE, "average .8219 > .8107"),
-    Claim("image_w2s", "image_best", "frechet_video", TABLE, "average .8219 > .8107"),
-    Claim("image_28", "image_dmd2", "frechet_video", TABLE, "average .8107 > .8063"),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from rows import ABLATION, FLOORS, ROWS, STUDENTS, TEACHER, WINNERS, Row, grid
+from rows import ABLATION, BUDGETS, FLOORS, GRID, ROWS, STUDENTS, TEACHER, WINNERS, Row
 
 
 @dataclass(frozen=True)
@@ -16,18 +16,24 @@ class Size:
         about: what is distilled, in words.
         page: the name of its page, record and plots.
         rows: of the table.
-        grid: rows of `--grid`.
         settings: that go over every row's.
     """
 
     about: str
     page: str
     rows: tuple[Row, ...]
-    grid: tuple[Row, ...]
     settings: Mapping[str, str] = field(default_factory=dict)
 
 
-GROUPS = (FLOORS, TEACHER, STUDENTS, ABLATION, WINNERS)  # of the larger table: what is made from text alone
+GROUPS = (
+    FLOORS,
+    TEACHER,
+    STUDENTS,
+    ABLATION,
+    WINNERS,
+    BUDGETS,
+    GRID,
+)  # of the larger table: from text
 LARGE_TEACHER = Row(
     "large_teacher", "the larger teacher", TEACHER, "portraits_teacher", kind="model",
     settings={
@@ -43,14 +49,11 @@ def on_large(rows: Iterable[Row]) -> tuple[Row, ...]:
 
 
 SIZES = {
-    "small": Size(
-        "Portraits of 17 frames, 32 x 32; the bundled teacher of 2.8 million weights", "results", ROWS, grid()
-    ),
+    "small": Size("Portraits of 17 frames, 32 x 32; the bundled teacher of 2.8 million weights", "results", ROWS),
     "large": Size(
         "Portraits of 17 frames, 64 x 64; a teacher of 36 million weights, trained by the same command, once",
         "results_large",
         (LARGE_TEACHER, *on_large(row for row in ROWS if row.group in GROUPS and not row.image)),
-        on_large(grid()),
         {"data.height": "64", "data.width": "64"},
     ),
 }

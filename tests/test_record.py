@@ -104,11 +104,11 @@ def test_what_diverged_there_is_not_tried_here(bench: Any, tmp_path: Path, costs
 def test_the_larger_table_has_a_teacher_of_its_own(bench: Any, tmp_path: Path, costs: Any) -> None:
     size = bench.sizes.SIZES["large"]
     options = {"sweep": (), "winner": "w2s", "seeds": (0,), "settings": size.settings}
-    plan = plan_of(bench, tmp_path, costs, (*size.rows, *size.grid), **options)
+    plan = plan_of(bench, tmp_path, costs, size.rows, **options)
     teacher = plan.of(plan.rows["teacher"]).test[0].subject
     (own,) = teacher.needs.values()
     assert (teacher.recipe.data.height, own.recipe.data.height, own.recipe.model.init) == (64, 64, "random")
-    for row in (*size.rows, *size.grid):
+    for row in size.rows:
         planned = plan.of(row)
         assert planned.test or row.kind == "model", (row.name, planned.why)
         needs = {need.key for cell in planned.test for need in bench.cells.before(cell.subject)}

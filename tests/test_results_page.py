@@ -1,8 +1,7 @@
-"""The results page: orders that seeds can tell, the plot over budgets, and what a later call keeps."""
+"""The results page: orders that seeds can tell, the plot over budgets, and pages of other budgets."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ def test_orders_within_the_spread_are_not_told_apart_and_aims_are_distances(benc
         return bench.page.Line(bench.rows.Row(name, name, ""), planned, [{"values": {"x": v}} for v in values])
 
     lines = {"a": line("a", 1.0, 3.0), "b": line("b", 2.5), "far": line("far", 9.0), "aim": line("aim", 8.0)}
-    claim = bench.rows.Claim
+    claim = bench.claims.Claim
 
     def say(better: str, worse: str, **rest: Any) -> str:
         return bench.page.verdict(claim(better, worse, "x", "", "", **rest), lines)
@@ -31,55 +30,46 @@ def test_orders_within_the_spread_are_not_told_apart_and_aims_are_distances(benc
     assert say("a", "none") == "not run" and say("a", "b", target="none") == "not run"
 
 
-def test_quality_over_flops_is_drawn_of_several_budgets(bench: Any, tmp_path: Path, costs: Any) -> None:
-    plan = plan_of(bench, tmp_path, costs, seeds=(0, 1), sweep_budget=0.5)
-    row = plan.rows["w2s"]
-    for cell, distance in zip(plan.of(row).cells, (3.0, 1.0, 2.0), strict=True):
-        finish(cell, tmp_path, frechet_video=distance)
-    for cell, distance in zip(plan.of(row).test, (4.0, 6.0), strict=True):
+def test_quality_over_flops_is_drawn_of_rows_with_several_budgets(bench: Any, tmp_path: Path, costs: Any) -> None:
+    plan = plan_of(bench, tmp_path, costs, seeds=(0, 1), sweep=())
+    own, half = plan.rows["w2s"], plan.rows["w2s_half"]
+    for cell, distance in zip(plan.of(own).test, (4.0, 6.0), strict=True):
         finish(cell, tmp_path, frechet_video=distance)
     assert bench.pictures.flops_curve(bench.page.lines_of(plan), plan) is None
-    other = plan_of(bench, tmp_path, costs, seeds=(0,), budget=2.0, sweep=())
-    finish(other.of(row).test[0], tmp_path, frechet_video=2.5)
-    line = bench.page.lines_of(plan)["w2s"]
-    assert bench.pictures.flops_curve({"w2s": line}, plan) is not None
-    found = bench.pictures.at_budgets(line, plan)
-    assert list(found) == pytest.approx([260e-12, 520e-12]) and list(found.values()) == [[4.0, 6.0], [2.5]]
+    for cell in plan.of(half).test:
+        finish(cell, tmp_path, frechet_video=7.0)
+    lines = bench.page.lines_of(plan)
+    figure = bench.pictures.flops_curve(lines, plan)
+    assert figure is not None
+    (drawn,) = [line for line in figure.axes[0].lines if list(line.get_ydata()) == [7.0, 5.0]]
+    assert list(drawn.get_xdata()) == pytest.approx([130e-12, 260e-12])
 
 
-def test_cells_that_know_other_settings_are_on_the_plot_too(bench: Any, tmp_path: Path, costs: Any) -> None:
-    plan = plan_of(bench, tmp_path, costs, seeds=(0, 1), sweep=())
-    other = plan_of(bench, tmp_path, costs, seeds=(0,), budget=2.0, sweep=())
-    for at, cells in ((plan, plan.of(plan.rows["w2s"]).test), (other, other.of(other.rows["w2s"]).test)):
-        for cell in cells:
-            finish(cell, tmp_path, frechet_video=3.0 if at is plan else 2.0)
-    for cell in plan.of(plan.rows["w2s"]).test:  # of a version that kept more
-        found = json.loads(cell.place(tmp_path).read_text())
-        found["recipe"] |= {"guard.every": 0, "guard.clips": 64}
-        cell.place(tmp_path).write_text(json.dumps(found))
-    line = bench.page.lines_of(plan)["w2s"]
-    assert list(bench.pictures.at_budgets(line, plan).values()) == [[3.0, 3.0], [2.0]]
-    found["recipe"]["matching.alpha_weak"] = 0.5
-    assert not bench.pictures.differ_in_budget(found, line.results[0])
+def test_other_budgets_take_the_rates_of_the_whole_one(bench: Any, tmp_path: Path, costs: Any) -> None:
+    plan = plan_of(bench, tmp_path, costs, seeds=(0, 1))
+    own, double = plan.rows["w2s"], plan.rows["w2s_double"]
+    assert not plan.sweeps(double) and not plan.may_win(double)
+    for cell, distance in zip(plan.sweep_cells(own), (3.0, 1.0, 2.0), strict=True):
+        finish(cell, tmp_path, frechet_video=distance)
+    once, twice = (plan.of(row).test[0].subject.recipe for row in (own, double))
+    assert twice.train.steps > 1.9 * once.train.steps and twice.student.lr == once.student.lr
 
 
-def test_a_later_call_keeps_the_grid_and_another_budget_has_a_page_of_its_own(bench: Any, tmp_path: Path) -> None:
+def test_each_seed_of_a_teacher_is_a_cell(bench: Any, tmp_path: Path, costs: Any) -> None:
+    plan = plan_of(bench, tmp_path, costs, seeds=(0, 1))
+    assert [cell.subject.recipe.seed for cell in plan.of(plan.rows["teacher"]).test] == [0, 1]
+    assert len(plan.of(plan.rows["euler_4"]).test) == len(plan.of(plan.rows["codec"]).test) == 1
+    assert plan.of(plan.rows["teacher_4"]).test[0].subject.recipe.teacher.steps == 4
+
+
+def test_another_budget_has_a_page_of_its_own(bench: Any, tmp_path: Path) -> None:
     out, docs = tmp_path / "bench", tmp_path / "docs"
-    rows = {row.name: row for row in bench.rows.grid()}
-    plan = bench.plan.Plan(rows.values(), bench.plan.Options(), out / "small", bench.plan.Costs(out / "flops.json"))
-    recipe = plan.resolved(rows["grid_25_115"], 0)
-    cell = bench.cells.Cell("grid_25_115", bench.cells.Subject(recipe, "portraits_long"), "student", 512, 1_000_000)
     own = {"--out": out, "--docs": docs, "--size": "small", "--minutes": 0, "--rows": "data"}
     words = [str(word) for pair in own.items() for word in pair]
     assert bench.results.main(words) == 0
     page = (docs / "results.md").read_text()
-    assert "alpha_weak against guidance" not in page and {path.name for path in docs.iterdir()} == {
-        "results.md",
-        "results.json",
-    }
-    finish(cell, out / "small", frechet_video=3.0)
+    assert "## alpha_weak against guidance" in page and "## Other training budgets" in page
+    assert {path.name for path in docs.iterdir()} == {"results.md", "results.json"}
     assert bench.results.main([*words, "--budget", "0.5"]) == 0
     assert (docs / "results.md").read_text() == page
     assert "0.5 times what 120 updates" in (docs / "results_x0.5.md").read_text()
-    assert bench.results.main(words) == 0
-    assert "## alpha_weak against guidance" in (docs / "results.md").read_text()
