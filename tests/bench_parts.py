@@ -18,23 +18,9 @@ from w2svd_core.config import load_recipe
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 MODULES = (
-    "flops", "cost", "budget", "cells", "claims", "plan", "rows", "work", "lines", "page", "pictures", "record", "sizes",
-    "results",
+    "flops", "cost", "budget", "cells", "claims", "plan", "rows", "work", "lines", "page", "pictures", "record",
+    "sizes", "results",
 )  # fmt: skip
-    "flops",
-    "cost",
-    "budget",
-    "cells",
-    "claims",
-    "plan",
-    "rows",
-    "work",
-    "page",
-    "pictures",
-    "record",
-    "sizes",
-    "results",
-)
 TINY = {"critic.warmup": "1", "train.steps": "3", "data.clips": "64", "train.batch": "4"}
 
 
