@@ -197,7 +197,8 @@ def usage_file(subject: Subject, out: Path) -> Path:
 
 def is_trained(subject: Subject, out: Path) -> bool:
     """Whether a training is done, with the settings that its name stands for now."""
-    return bool(usage(subject, out).get("finished")) and not stale(subject, out)
+    there = RunFolder.is_one(subject.place(out))
+    return there and bool(usage(subject, out).get("finished")) and not stale(subject, out)
 
 
 def may_start(subject: Subject, out: Path) -> bool:
@@ -290,6 +291,14 @@ def arguments_of(subject: Subject, out: Path) -> list[str]:
     changed.discard("evaluate.clips")  # a cell is measured apart
     settings = [part for key in sorted(changed) for part in (f"--{key}", show(value_of(recipe, key)))]
     return [subject.base, *settings, "--evaluate.clips", "0", "--out", str(place)]
+
+
+def move_aside(subject: Subject, out: Path) -> None:
+    """Make room for the same training once more; what is there stays beside it."""
+    place = subject.place(out)
+    old = place.with_name(f"{place.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    place.rename(old)
 
 
 def thin(subject: Subject, out: Path) -> None:

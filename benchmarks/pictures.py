@@ -91,8 +91,9 @@ def flops_curve(lines: Lines, plan: Plan) -> Any:
     """Quality against training FLOPs, of the rows that are trained with several budgets."""
     found: dict[str, list[Line]] = {}
     for line in lines.values():
-        if line.row.group == BUDGETS and line.results and (own := lines.get(line.row.rates)):
-            found.setdefault(own.row.name, [own] if own.results else []).append(line)
+        whole = lines.get(line.row.rates)
+        if line.row.group == BUDGETS and line.results and whole is not None:
+            found.setdefault(whole.row.name, [whole] if whole.results else []).append(line)
     several = {name: sorted(own, key=_tflop) for name, own in found.items() if len(own) > 1}
     if not several:
         return None

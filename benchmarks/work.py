@@ -15,7 +15,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cells import Cell, Subject, arguments_of, has_diverged, is_trained, may_start, note_usage, spent, stale, thin
+from cells import (
+    Cell,
+    Subject,
+    arguments_of,
+    has_diverged,
+    is_trained,
+    may_start,
+    move_aside,
+    note_usage,
+    spent,
+    stale,
+    thin,
+)
 
 from w2svd_core.config import recipe_to_yaml
 
@@ -96,10 +108,14 @@ class Workers:
                 f"{subject.place(self.out)} was trained with another {key}; move it away", file=sys.stderr, flush=True
             )
             return
+        if is_trained(subject, self.out):  # its checkpoint is gone, which a training that starts from it needs
+            move_aside(subject, self.out)
         command = [sys.executable, "-m", "w2svd_core.train", *arguments_of(subject, self.out)]
+        said = len(self.said(subject.key))
         code, peak = self.process(subject.key, command, "")
+        diverged = code != 0 and DIVERGED in self.said(subject.key)[said:]
         if subject.place(self.out).is_dir():
-            note_usage(subject, self.out, peak, code == 0, diverged=code != 0 and self.says(subject.key, DIVERGED))
+            note_usage(subject, self.out, peak, code == 0, diverged=diverged)
         if code == 0:
             thin(subject, self.out)
 
@@ -120,7 +136,7 @@ class Workers:
 
     def process(self, key: str, command: Sequence[str], given: str) -> tuple[int, int | None]:
         """Run a command; returns its exit code and its peak memory in bytes, where the system tells it."""
-        log = self.out / "logs" / f"{key}.log"
+        log = self.log(key)
         log.parent.mkdir(parents=True, exist_ok=True)
         path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH", ""))))
         env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
@@ -148,9 +164,14 @@ class Workers:
             print(f"failed: {log}", file=sys.stderr, flush=True)
         return child.returncode, peak
 
-    def says(self, key: str, words: str) -> bool:
-        """Whether a job's last lines have these words."""
-        return words in (self.out / "logs" / f"{key}.log").read_text(errors="replace")[-2000:]
+    def log(self, key: str) -> Path:
+        """Where a job's words go, of all calls."""
+        return self.out / "logs" / f"{key}.log"
+
+    def said(self, key: str) -> str:
+        """What stands there."""
+        log = self.log(key)
+        return log.read_text(errors="replace") if log.is_file() else ""
 
     def wait_for(self, child: subprocess.Popen[str]) -> int | None:
         """Wait; returns the peak of its memory in bytes."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from w2svd_core import train
-from w2svd_core.config import load_recipe
+from w2svd_core.config import load_recipe, recipe_to_yaml
 from w2svd_core.errors import UserError
 from w2svd_core.files import read_safetensors
 from w2svd_core.run import RunFolder, place_for
@@ -104,6 +104,7 @@ def test_a_name_that_safetensors_can_not_read_is_refused_before_the_training(tmp
         (("--data.folder", ""), r"data\.folder is empty"),
         (("--model.path", ""), r"model\.path is empty"),
         (("--frame_matching.model", ""), r"frame_matching\.model is empty"),
+        (("--student.lr", "0"), r"student\.lr 0 trains nothing"),
         (("--from", "nowhere"), r"start nowhere is not a run folder \(it has no recipe\.yaml\)"),
     ],
 )
@@ -124,6 +125,87 @@ def test_a_file_or_folder_in_the_others_place_says_what_to_name(run: Path) -> No
         UserError, match=r"is a file; name the run folder that it lies in, or a student's LoRA in student\.init"
     ):
         train.main([*SMALL, "--from", str(lora)])
+
+
+def test_the_only_checkpoint_that_is_broken_has_no_round_before_it(run: Path) -> None:
+    older, newest = sorted((run / "checkpoints").iterdir())
+    newest.write_bytes(newest.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"000003.* remove it, and the run goes on from the one before it"):
+        train.main(["--resume", str(run)])
+    newest.unlink()
+    older.write_bytes(older.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"000002.* remove it, and train anew in another folder"):
+        train.main(["--resume", str(run)])
+
+
+def test_what_saves_memory_may_change_in_a_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = load_recipe(str(run / "recipe.yaml"), {})
+    changed = {
+        "model.gradient_checkpointing": "true", "matching.batched_scores": "false", "data.workers": "1",
+        "train.steps": "3",
+    }  # fmt: skip
+    later = load_recipe(str(run / "recipe.yaml"), changed)
+    assert later.model.gradient_checkpointing != recipe.model.gradient_checkpointing
+    (run / "recipe.yaml").write_text(recipe_to_yaml(later))
+    assert train.main(["--resume", str(run)]) == 0
+    assert RunFolder(run).newest_step() == 4 and "going on after step 3 of 4" in capsys.readouterr().err
+
+
+def test_a_run_goes_on_without_the_lora_that_it_began_with(run: Path, tmp_path: Path) -> None:
+    lora = Path(shutil.copy(run / "student" / "student_comfyui.safetensors", tmp_path / "begun.safetensors"))
+    place = tmp_path / "second"
+    assert train.main([*SMALL, "--student.init", str(lora), "--out", str(place)]) == 0
+    lora.unlink()
+    recipe = load_recipe(str(place / "recipe.yaml"), {"train.steps": "3"})
+    (place / "recipe.yaml").write_text(recipe_to_yaml(recipe))
+    assert train.main(["--resume", str(place)]) == 0
+    assert RunFolder(place).newest_step() == 4
+
+
+def test_two_runs_of_one_name_never_share_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe, place = load_recipe("portraits", {}), tmp_path / "same-second"
+    monkeypatch.setattr("w2svd_core.run.place_for", lambda recipe, out: place)  # both have looked before either wrote
+    RunFolder.create(recipe, None)
+    before = contents(place)
+    with pytest.raises(UserError, match="holds a run already"):
+        RunFolder.create(load_recipe("portraits", {"seed": "1"}), None)
+    assert contents(place) == before
+
+
+def test_a_preview_that_can_not_be_made_ends_no_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise MemoryError("no room for the codec")
+
+    monkeypatch.setattr("w2svd_core.job.preview", full)
+    assert train.main([*SMALL, "--train.sample_every", "1", "--out", str(tmp_path / "run")]) == 0
+    said = capsys.readouterr().err
+    assert "its clips of round 1 could not be shown (no room for the codec)" in said
+    assert RunFolder(tmp_path / "run").newest_step() == 3
+
+
+def test_a_look_that_fails_loses_no_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("w2svd_core.guard.QualityGuard.look", full)
+    words = ("--train.checkpoint_every", "0", "--guard.every", "2", "--guard.clips", "50", "--teacher.steps", "2")
+    with pytest.raises(MemoryError):
+        train.main([*SMALL, *words, "--out", str(tmp_path / "run")])
+    run = RunFolder(tmp_path / "run")
+    assert run.newest_step() == 1
+    (run.path / "recipe.yaml").write_text(
+        recipe_to_yaml(load_recipe(str(run.path / "recipe.yaml"), {"guard.every": "0"}))
+    )
+    assert train.main(["--resume", str(run.path)]) == 0 and run.newest_step() == 3
+
+
+def test_what_a_second_stage_lacks_is_told_before_the_first(tmp_path: Path) -> None:
+    words = ("--first", "portraits_teacher", "--student.init", str(tmp_path / "none.safetensors"))
+    with pytest.raises(UserError, match=r"none\.safetensors is not there"):
+        train.main([*SMALL, *words, "--out", str(tmp_path / "run")])
+    assert not (tmp_path / "run").exists()
 
 
 def test_ctrl_c_beside_the_rounds_says_how_to_go_on(

@@ -347,7 +347,9 @@ def test_the_door_ends_early_saves_the_best_and_says_so(tmp_path: Path, capsys: 
     assert "## Quality guard" in text and "video Fréchet distance to validation portraits" in text
     assert "plots/guard.png" in text and (out / "plots/guard.png").is_file()
     rows, student = run.metrics(), tensors_hash(read_safetensors(out / "student/student_comfyui.safetensors")[0])
+    capsys.readouterr()
     assert door.main(["--resume", str(out)]) == 0
+    assert "guard.stop_after has ended this run; to train longer, raise it" in capsys.readouterr().err
     assert run.metrics() == rows
     assert tensors_hash(read_safetensors(out / "student/student_comfyui.safetensors")[0]) == student
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 from bench_parts import cell_of, finish, plan_of
 
 from w2svd_core.config import recipe_to_yaml
@@ -37,14 +38,23 @@ def test_a_factor_that_diverges_is_the_worst_and_no_end(bench: Any, tmp_path: Pa
     assert two.winner().name == "dmd2"  # a row that no rates train does not stand in the way
 
 
-def test_the_end_of_a_diverged_training_is_known_by_its_sentence(bench: Any, tmp_path: Path) -> None:
-    workers = bench.work.Workers(tmp_path, 1)
-    log = tmp_path / "logs" / "x.log"
-    log.parent.mkdir()
-    log.write_text("error: the student had 20 non-finite updates in a row after update 3; start again")
-    assert workers.says("x", bench.work.DIVERGED)
-    log.write_text("error: No space left on device")
-    assert not workers.says("x", bench.work.DIVERGED)
+def test_the_end_of_a_diverged_training_is_known_by_its_sentence(
+    bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subject, workers = cell_of(bench).subject, bench.work.Workers(tmp_path, 1)
+    subject.place(tmp_path).mkdir(parents=True)
+    said = iter(("student had 20 non-finite updates in a row after update 3; start again", "No space left on device"))
+
+    def fails(key: str, command: object, given: str) -> tuple[int, int]:
+        with workers.log(key).open("a") as log:
+            log.write(f"error: {next(said)}\n")
+        return 2, 1
+
+    monkeypatch.setattr(workers, "process", fails)
+    workers.log("x").parent.mkdir()
+    for diverged in (True, False):  # of another fault, behind the first one's words
+        workers.train(subject)
+        assert bench.cells.has_diverged(subject, tmp_path) == diverged
 
 
 def test_a_training_of_another_default_is_not_measured_as_if_it_were_this_one(bench: Any, tmp_path: Path) -> None:
@@ -73,13 +83,26 @@ def test_a_start_that_keeps_its_rates_is_not_swept(bench: Any, tmp_path: Path, c
     assert bench.page.updates(bench.page.Line(plan.rows["dfd_ill"], plan.of(plan.rows["dfd_ill"]))) == "120 + 120"
 
 
-def test_a_start_without_a_checkpoint_is_trained_again(bench: Any, tmp_path: Path, costs: Any) -> None:
+def test_a_start_without_a_checkpoint_is_trained_again(
+    bench: Any, tmp_path: Path, costs: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plan, workers = plan_of(bench, tmp_path, costs, seeds=(0,)), bench.work.Workers(tmp_path, 1)
     (cell,) = plan.of(plan.rows["dfd_ill"]).cells
     start = cell.subject.needs["start"]
+    place = start.place(tmp_path)
     bench.cells.note_usage(start, tmp_path, 5, True)
-    assert workers.next_job([cell], set()) is start
-    checkpoints = start.place(tmp_path) / "checkpoints"
+    assert workers.next_job([cell], set()) is start  # its folder was deleted
+    place.mkdir()
+    (place / "recipe.yaml").write_text(recipe_to_yaml(start.recipe))
+    assert bench.cells.is_trained(start, tmp_path) and workers.next_job([cell], set()) is start
+    asked: list[Any] = []
+    monkeypatch.setattr(workers, "process", lambda key, command, given: asked.append(command) or (0, 5))
+    workers.train(start)
+    assert "--resume" not in asked[0] and (tmp_path / "runs" / f"{start.key}.old" / "recipe.yaml").is_file()
+    place.mkdir()
+    (place / "recipe.yaml").write_text(recipe_to_yaml(start.recipe))
+    bench.cells.note_usage(start, tmp_path, 5, True)
+    checkpoints = place / "checkpoints"
     checkpoints.mkdir(parents=True)
     (checkpoints / "000120.safetensors").touch()
     assert workers.next_job([cell], set()) is cell.subject

@@ -142,6 +142,15 @@ def test_a_pool_comes_back_as_it_was(texts: Conditions) -> None:
     assert torch.equal(condition.fields["text"], condition_again.fields["text"])
 
 
+def test_a_pool_lies_in_the_machines_memory_and_is_drawn_onto_the_models_device(texts: Conditions) -> None:
+    pool, away = VisitPool(2, rows=4), VisitPool(2, rows=4)
+    pool.add(1, torch.randn(3, *SHAPE), texts(3))
+    away.load_tensors(pool.tensors(), torch.device("meta"))
+    assert {tensor.device.type for tensor in away.tensors().values()} == {"cpu"}
+    x0, condition = away.draw(2, generator(0))
+    assert x0.is_meta and condition.fields["text"].is_meta
+
+
 def test_the_data_order_is_a_function_of_the_place() -> None:
     whole = shuffled_rows(7, 0, 30, seed=3)
     assert [shuffled_rows(7, start, 1, seed=3)[0] for start in range(30)] == whole

@@ -32,7 +32,7 @@ def test_a_run_starts_from_the_student_and_critic_of_another(
     first, second = tmp_path / "first", tmp_path / "second"
     assert train.main(small(first, "--student.ema", ".5")) == 0
     capsys.readouterr()
-    still = ("--train.steps", "1", "--student.lr", "0", "--critic.lr", "0", "--student.ema", ".5")
+    still = ("--train.steps", "1", "--student.lr", "1e-30", "--critic.lr", "0", "--student.ema", ".5")
     assert train.main(small(second, "--from", str(first), *still)) == 0
     assert "starting from the student and critic of" in capsys.readouterr().err
     before, after = (RunFolder.open(place).newest_checkpoint() for place in (first, second))
@@ -156,6 +156,9 @@ def test_what_terms_train_goes_along_where_it_fits(new_program: Programs, new_re
     deeper = new_program(new_recipe(settings | {"adversarial.depths": (0.25, 1.0)}))
     assert start_from(deeper, str(run.path), base).endswith("; new: adversarial/heads")
     assert start_from(again, str(run.path), base, "of another image model").endswith("; new: adversarial/heads")
+    still = settings | {"adversarial.hidden": 16, "adversarial.lr": 0.0, "start": str(run.path)}
+    with pytest.raises(UserError, match=r"no adversarial/heads like this one, which adversarial\.lr 0 never trains"):
+        start_from(new_program(new_recipe(still)), str(run.path), base)
     wider = new_program(new_recipe(settings | {"adversarial.hidden": 16}))
     assert start_from(wider, str(run.path), base).endswith(f"critic of {run.path}; new: adversarial/heads")
     alone = new_program(new_recipe(settings | {"matching.weight": 0.0}))

@@ -29,6 +29,7 @@ from .evaluation import (
     student_way,
     teacher_way,
 )
+from .files import opened_safetensors
 from .generation import Way, generate
 from .guard import QualityGuard, take_best
 from .lora_files import base_hash
@@ -102,6 +103,7 @@ def carry_out(recipe: Recipe, folder: Path, watch: Watch | None = None, make: Ma
             watch.say(f"the teacher is the one that was fine-tuned in start {recipe.start}")
     first = folder / FIRST
     if recipe.first and not is_trained(folder):
+        check_second_stage(recipe, folder)
         fine = RunFolder.open(first).recipe() if RunFolder.is_one(first) else first_stage(recipe)
         if not RunFolder.is_one(folder):
             RunFolder.create(recipe, folder)
@@ -117,10 +119,8 @@ def one_stage(recipe: Recipe, folder: Path, resume: Path, watch: Watch, make: Ma
     """One training with all that follows it; `resume` is the folder that a user goes on with."""
     accelerator = accelerator_for(recipe, folder)
     there = RunFolder.is_one(folder)
-    if recipe.evaluate.clips:
-        check_real_networks(recipe.evaluate.fid_network, recipe.evaluate.fvd_network, recipe.evaluate.clip_model)
-        check_own_clips(recipe)
-    job = make(with_trained_teacher(recipe, folder), accelerator, watch)
+    check_places(recipe)
+    job = make(with_trained_teacher(begun(recipe, folder), folder), accelerator, watch)
     before = base_hash(job.model.base_state())
     if recipe.start and isinstance(job.program, Distillation) and not RunFolder(folder).newest_checkpoint():
         models = other_models(job).get("models", "")
@@ -131,6 +131,29 @@ def one_stage(recipe: Recipe, folder: Path, resume: Path, watch: Watch, make: Ma
     run = RunFolder.open(folder) if there else RunFolder.create(recipe, folder)
     with run.held() if accelerator.is_main_process else contextlib.nullcontext():
         return trained(run, job, before, accelerator, resume, watch)
+
+
+def check_places(recipe: Recipe) -> None:
+    """Raise a UserError where a file of the user's is not there, or does not serve, that is read late."""
+    if recipe.evaluate.clips:
+        check_real_networks(recipe.evaluate.fid_network, recipe.evaluate.fvd_network, recipe.evaluate.clip_model)
+        check_own_clips(recipe)
+
+
+def check_second_stage(recipe: Recipe, folder: Path) -> None:
+    """Raise a UserError for what would end a distillation at its beginning, before the hours of its fine-tune."""
+    accelerator_for(recipe, folder)
+    check_places(recipe)
+    if recipe.student.init:
+        with opened_safetensors(Path(recipe.student.init)):
+            pass  # it is a file that can be read
+
+
+def begun(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe as a run goes on with it: the LoRA that the student began with is in its checkpoints."""
+    if not RunFolder(folder).newest_checkpoint():
+        return recipe
+    return recipe.model_copy(update={"student": recipe.student.model_copy(update={"init": ""})})
 
 
 def trained(run: RunFolder, job: Job, before: str, accelerator: Any, resume: Path, watch: Watch) -> int:
@@ -159,11 +182,13 @@ def trained(run: RunFolder, job: Job, before: str, accelerator: Any, resume: Pat
         watch.say(f"going on after step {start} of {job.program.rounds}")
     try:
         guard = QualityGuard(recipe, run, job, start, watch) if recipe.guard.every else None
-        if guard is None or not guard.enough:  # a run that it has ended stays so
+        if guard and guard.enough and start < job.program.rounds:
+            watch.say("guard.stop_after has ended this run; to train longer, raise it, or set it to 0")
+        else:
             train(
                 job.program, run, recipe.train, start=start, main=accelerator.is_main_process,
                 log=lambda values, step: accelerator.log(values, step=step),
-                on_sample=lambda step: watch.preview(step, preview(recipe, run, job, step)),
+                on_sample=lambda step: show(recipe, run, job, step, watch),
                 look=guard.look if guard else lambda step: ({}, False), watch=watch,
             )  # fmt: skip
     except Interrupted as stopped:
@@ -232,6 +257,17 @@ def preview(recipe: Recipe, run: RunFolder, job: Job, step: int) -> Video:
     return clips
 
 
+def show(recipe: Recipe, run: RunFolder, job: Job, step: int, watch: Watch) -> None:
+    """A preview for whoever looks on; too little memory or a full disk for it is told, and ends no training."""
+    try:
+        watch.preview(step, preview(recipe, run, job, step))
+    except Exception as error:
+        if not (isinstance(error, UserError) or out_of_memory(error)):
+            raise
+        reason = " ".join(str(error).split()) or type(error).__name__
+        watch.say(f"warning: the student goes on, but its clips of round {step} could not be shown ({reason})")
+
+
 def finish(recipe: Recipe, run: RunFolder, job: Job, watch: Watch) -> None:
     """Save the student, measure it beside its teacher, write the report, and say where everything is."""
     step = run.newest_step()
@@ -240,13 +276,7 @@ def finish(recipe: Recipe, run: RunFolder, job: Job, watch: Watch) -> None:
         watch.say(f"guard: the student of round {step}, the best look, is the one that is saved")
     files = save_student(recipe, job, run.path)
     if not recipe.evaluate.clips:  # the only pictures of the end
-        try:
-            watch.preview(step, preview(recipe, run, job, step))
-        except Exception as error:
-            if not (isinstance(error, UserError) or out_of_memory(error)):
-                raise
-            reason = " ".join(str(error).split()) or type(error).__name__
-            watch.say(f"warning: the student is saved, but its clips could not be shown ({reason})")
+        show(recipe, run, job, step, watch)
     rows = evaluate_job(recipe, job, run.path, watch) if recipe.evaluate.clips else []
     for line in leavings(recipe, rows):
         watch.say(f"warning: {line}")

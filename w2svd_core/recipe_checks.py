@@ -10,6 +10,12 @@ if TYPE_CHECKING:
     from .settings import Recipe
 
 
+def check_student(recipe: Recipe) -> None:
+    """The student learns."""
+    if not recipe.student.lr:
+        raise ValueError("student.lr 0 trains nothing; raise it")
+
+
 def check_named(recipe: Recipe) -> None:
     """What names a model or clips is not empty, which an empty path would take for the working folder."""
     for key, place in (("model.path", recipe.model.path), ("data.folder", recipe.data.folder)):

@@ -96,17 +96,23 @@ def noise_data(
 
 
 class VisitPool:
-    """The newest `rows` student samples of each step, first in, first out."""
+    """The newest `rows` student samples of each step, first in, first out.
+
+    They lie in the machine's memory and go back to where they came from a few rows at a time: those of a 14B model of
+    several shapes are gigabytes.
+    """
 
     def __init__(self, steps: int, rows: int) -> None:
         self.rows = rows
+        self._device = torch.device("cpu")
         self._x0: list[Tensor | None] = [None] * steps
         self._condition: list[Condition | None] = [None] * steps
 
     def add(self, step: int, x0: Tensor, condition: Condition) -> int:
         """Put the finite samples of a step in; the oldest beyond `rows` leave. Returns how many were left out."""
         old, known = self._x0[step], self._condition[step]
-        x0 = x0.detach()
+        self._device, away = x0.device, torch.device("meta" if x0.is_meta else "cpu")
+        x0, condition = x0.detach().to(away), condition.to(away)
         sound = x0.flatten(1).isfinite().all(1)
         left_out = 0 if x0.is_meta else int((~sound).sum())  # on the meta device, where FLOPs are counted, is no value
         if left_out:
@@ -135,7 +141,7 @@ class VisitPool:
             row = int(torch.randint(len(x0), (1,), generator=generator))
             x0s.append(x0[row : row + 1])
             conditions.append(condition[row : row + 1])
-        return torch.cat(x0s), Condition.cat(conditions)
+        return torch.cat(x0s).to(self._device), Condition.cat(conditions).to(self._device)
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything in the pool, by name."""
@@ -147,12 +153,13 @@ class VisitPool:
         return out
 
     def load_tensors(self, tensors: Mapping[str, Tensor], device: torch.device) -> None:
-        """Take back what `tensors` gave."""
+        """Take back what `tensors` gave; it is drawn onto this device from now on."""
+        self._device = device
         for step in range(len(self._x0)):
             if f"{step}/x0" in tensors:
                 start = f"{step}/condition/"
-                fields = {n.removeprefix(start): t.to(device) for n, t in tensors.items() if n.startswith(start)}
-                self._x0[step], self._condition[step] = tensors[f"{step}/x0"].to(device), Condition(fields)
+                fields = {n.removeprefix(start): t for n, t in tensors.items() if n.startswith(start)}
+                self._x0[step], self._condition[step] = tensors[f"{step}/x0"], Condition(fields)
 
 
 class VisitPools:

@@ -28,11 +28,13 @@ if TYPE_CHECKING:
 KEPT_CHECKPOINTS = 2
 MAY_CHANGE = (
     "evaluate.", "teacher.", "train.steps", "train.checkpoint_every", "train.log_every", "train.sample_every",
-    "train.max_nonfinite", "train.tracker", "name", "guard.keep", "guard.stop_after", "guard.motion",
-    "guard.saturation", "guard.diversity", *(key for key in PLACE_KEYS if key != "first"),
+    "train.max_nonfinite", "train.tracker", "name", "guard.every", "guard.keep", "guard.stop_after", "guard.motion",
+    "guard.saturation", "guard.diversity", "model.gradient_checkpointing", "matching.batched_scores", "data.workers",
+    *(key for key in PLACE_KEYS if key != "first"),
 )  # fmt: skip
-"""Settings that a run may go on with when they were changed: a longer training, files that have moved (their contents
-are compared), what is shown and how it is measured."""
+"""Settings that a run may go on with when they were changed: a longer training, files that have moved (contents are
+compared; of the user's clips name, size and time), what is shown and how it is measured, and what saves memory, which
+changes numbers by no more than rounding."""
 ORIGIN = {
     "base": "another model than model.path and model.loras name",
     "data": "other clips, prompts or encoders than data and model name",
@@ -55,7 +57,7 @@ def place_for(recipe: Recipe, out: Path | None) -> Path:
     """
     path = out or Path("runs") / f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     if (path / "recipe.yaml").exists():
-        raise UserError(f"{path} holds a run already; go on with it by --resume {path}, or name another --out")
+        raise _taken(path)
     try:
         str(path.absolute()).encode()
     except UnicodeEncodeError as error:
@@ -63,6 +65,10 @@ def place_for(recipe: Recipe, out: Path | None) -> Path:
     if RunFolder(path).newest_checkpoint():
         raise UserError(f"{path} holds checkpoints and has lost its recipe.yaml; put it back, or name another --out")
     return path
+
+
+def _taken(path: Path) -> UserError:
+    return UserError(f"{path} holds a run already; go on with it by --resume {path}, or name another --out")
 
 
 def anchored(recipe: Recipe) -> Recipe:
@@ -95,6 +101,11 @@ class RunFolder:
             UserError: there is a run in it already, or it can't be written.
         """
         path = place_for(recipe, out)
+        path.mkdir(parents=True, exist_ok=True)
+        try:
+            (path / "recipe.yaml").open("x").close()
+        except FileExistsError as error:  # of a run that began in the same second
+            raise _taken(path) from error
         write_text(path / "recipe.yaml", recipe_to_yaml(anchored(recipe)))
         return RunFolder(path)
 
@@ -279,10 +290,10 @@ class RunFolder:
                 tensors, metadata = read_safetensors(found[-1])
                 step = int(metadata["step"])
             except (UserError, KeyError, ValueError) as error:
-                raise UserError(
-                    f"{found[-1]} is not a whole checkpoint of this program; remove it, and the run goes on "
-                    "from the one before it, or from the start"
-                ) from error
+                then = (
+                    "and the run goes on from the one before it" if found[:-1] else "and train anew in another folder"
+                )
+                raise UserError(f"{found[-1]} is not a whole checkpoint of this program; remove it, {then}") from error
             self._check_origin(found[-1], metadata)
         kept = [json.dumps(row) for row in self.metrics() if row["step"] <= step]
         if (self.path / "metrics.jsonl").is_file():

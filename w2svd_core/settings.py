@@ -14,7 +14,7 @@ from pydantic import create_model, field_validator, model_validator
 
 from .guard_settings import Guard
 from .objectives import check_terms, sections
-from .recipe_checks import check_distillation, check_named, check_prompts, check_teacher
+from .recipe_checks import check_distillation, check_named, check_prompts, check_student, check_teacher
 from .sections import MAX_COUNT, MAX_SEED, Optimizer, Section, setting
 from .sigmas import check_sigmas
 
@@ -309,6 +309,7 @@ class _Recipe(Section):
                 f"on; set evaluate.seed to at least {self.data.clips}"
             )
         check_named(self)
+        check_student(self)
         self.guard.check(self)
         check_terms(self)
         if self.data.prompts:

@@ -97,8 +97,12 @@ def start_from(program: Distillation, place: str, base: str, models: str = "") -
         if name in ("student", "critic"):
             _take_over(learner, tensors, name, place)
         else:
-            fits = same_models and _is_alike(name.partition("/")[0], run.recipe(), program.recipe)
-            others[fits and _take_over_if_alike(learner, tensors, name)].append(name)
+            term = name.partition("/")[0]
+            fits = same_models and _is_alike(term, run.recipe(), program.recipe)
+            taken = fits and _take_over_if_alike(learner, tensors, name)
+            if not taken and not getattr(program.recipe, term).lr:
+                raise UserError(f"start {place} has no {name} like this one, which {term}.lr 0 never trains; raise it")
+            others[taken].append(name)
     best = take_best(run, program.student) if run.recipe().guard.keep == "best" else None
     last = int(checkpoint.stem)
     apart = "" if best is None or best.step == last else f" of round {last} (critic.warmup gives it time to fit)"

@@ -86,7 +86,11 @@ def train(
             values = program.round(index)
             done, seconds = index + 1, time.perf_counter() - began
             watch.step(done, program.rounds, values, program.shown, seconds)
-            seen, enough = look(done)
+            try:
+                seen, enough = look(done)
+            except Exception:  # too little memory for its clips, say: the round is not lost
+                run.save_checkpoint(done, program.tensors, main=main)
+                raise
             if main and (seen or done % settings.log_every == 0):
                 values |= seen
                 values |= {"seconds": seconds, **gpu_peak()}
