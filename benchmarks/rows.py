@@ -195,15 +195,10 @@ ILL = {
     "critic.lr": "1e-4",
     "student.lr": "3e-4",
 }
-CURE = {
-    "matching.alpha_weak": "0",
-    "student.lr": "4e-4",
-    "matching.guidance_scale": "2.25",
-    "data_forcing.probability": "0.25",
-    "data_forcing.lowest_sigma": "0.85",
-}
 DFD: dict[str, Any] = {"recipe": "portraits_dfd", "share": 0.3, "paper": "DFD avg .906, diversity .128"}
-FINISH: dict[str, Any] = DFD | {"start": "dmd2_ill", "share": 1.0, "start_share": 1.0, "swept": False}
+FINISH: dict[str, Any] = DFD | {
+    "recipe": "portraits_dfd_cure", "start": "dmd2_ill", "share": 1.0, "start_share": 1.0, "swept": False,
+}  # fmt: skip
 TRAINED: tuple[Row, ...] = (
     Row("lcm", "LCM", STUDENTS, "portraits_lcm", paper="W2SVD avg .6915, dynamic .055; AnimateLCM FVD 1406"),
     Row("dmd2_full", "DMD2, full critic and student", STUDENTS, "portraits_dmd_full", paper="W2SVD avg .8063"),
@@ -222,10 +217,10 @@ TRAINED: tuple[Row, ...] = (
         settings={"data_forcing.space": "score"}, **DFD, start="w2s",
     ),
     Row("dmd2_ill", "DMD2 made ill: guidance 5, one update of a slow critic", STUDENTS, settings=ILL, swept=False),
-    Row("dfd_ill", "DFD after that, at high noise", STUDENTS, settings=CURE, **FINISH),
+    Row("dfd_ill", "DFD after that, at high noise", STUDENTS, **FINISH),
     Row(
         "dmd2_on", "the same training after that, without clips", STUDENTS,
-        settings=CURE | {"data_forcing.probability": "0"}, **FINISH | {"paper": ""},
+        settings={"data_forcing.probability": "0"}, **FINISH | {"paper": ""},
     ),
     Row("dfd_dmd2", "DFD after DMD2", STUDENTS, settings={"matching.alpha_weak": "0"}, **DFD, start="dmd2"),
     Row("avdm2", "AVDM2, frames decoded and judged by the teacher", STUDENTS, "portraits_avdm2"),

@@ -3,6 +3,11 @@
 The bundled teacher is distilled into four steps, and an image model is trained on toned stills of portraits. It then
 judges the decoded frames of the student, without scores of clips and without a discriminator: the colours go over, and
 the clips go on moving. Writes `docs/style.jpg` and prints what was measured.
+
+    python benchmarks/style.py --unets runs/portraits_image_unet runs/portraits_avdm2_unets
+
+shows the same of the paper's own pair, for which both runs have to be there: an image UNet of portraits, which the
+toned stills tune, judges the latent frames of AnimateDiff's student. Writes `docs/style_unets.jpg`.
 """
 
 from __future__ import annotations
@@ -18,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from w2svd_core.assembly import bundled_encoders, job_of, load_base, roles_of
+from w2svd_core.assembly import encoder_source, job_of, load_base, roles_of
 from w2svd_core.config import load_recipe
 from w2svd_core.data.codec import to_pixels, to_signed
 from w2svd_core.data.encoder_source import LoadedEncoders, null_condition
@@ -28,13 +33,15 @@ from w2svd_core.evaluation import student_way
 from w2svd_core.generation import generate
 from w2svd_core.metrics.motion import clip_motion
 from w2svd_core.pictures import contact_sheet
+from w2svd_core.run import RunFolder
 from w2svd_core.settings import Recipe
+from w2svd_core.student_files import FOLDER, FULL_NATIVE, NATIVE
 
 DOCS = Path(__file__).parents[1] / "docs"
 LUMA = torch.tensor([0.299, 0.587, 0.114])
 TINT = torch.tensor([1.15, 0.98, 0.7156])  # of luma 1
 TRAINED, HELD_OUT = range(96), range(2_000_000, 2_000_024)
-FRAMES, FPS, SIDE = 17, 8.0, 32
+FPS, SIDE = 8.0, 32
 IMAGE_UPDATES, FIRST_UPDATES, STUDENT_UPDATES, HEAD_START = 150, 60, 24, 4
 IMAGE = {
     "model.init": "load", "model.compile": False, "student.lr": 5e-4, "student.ema": 0.0, "train.steps": IMAGE_UPDATES,
@@ -46,6 +53,58 @@ STUDENT = {
     "frame_matching.updates": 3, "frame_matching.lr": 5e-4, "critic.warmup": HEAD_START,
     "train.steps": STUDENT_UPDATES, "train.batch": 8, "student.ema": 0.0, "student.lr": 3e-4,
 }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A video model and the image model that is tuned to judge it.
+
+    Attributes:
+        image: recipe of the image model on toned stills.
+        first: recipe of the student before.
+        updates: of that student; 0 where its recipe begins with a finished one.
+        student: recipe of the student after; the image model's folder is put in.
+        rounds: of that.
+    """
+
+    image: Recipe
+    first: Recipe
+    updates: int
+    student: Recipe
+    rounds: int
+
+
+def bundled() -> Pair:
+    """The bundled teacher; its image model is that same model, tuned on stills."""
+    first = load_recipe("portraits_long", FIRST)
+    return Pair(
+        image=load_recipe("portraits_teacher", IMAGE),
+        first=first,
+        updates=first.critic.warmup + FIRST_UPDATES,
+        student=load_recipe("portraits_avdm2", STUDENT),
+        rounds=HEAD_START + STUDENT_UPDATES,
+    )
+
+
+def unets(image: Path, student: Path) -> Pair:
+    """An image UNet and an AnimateDiff of portraits, of finished runs.
+
+    Args:
+        image: the run folder of `portraits_image_unet`.
+        student: that of `portraits_avdm2_unets`, whose teacher is the AnimateDiff.
+    """
+    motion = RunFolder.open(student).recipe().model.path
+    judge = str(image / FOLDER / FULL_NATIVE)
+    begun = {"model.path": motion, "student.init": str(student / FOLDER / NATIVE), "frame_matching.model": judge}
+    first = load_recipe("portraits_avdm2_unets", begun)
+    after = STUDENT | begun | {"frame_matching.family": "image_unet"}
+    return Pair(
+        image=load_recipe("portraits_image_unet", IMAGE | {"model.path": judge}),
+        first=first,
+        updates=0,
+        student=load_recipe("portraits_avdm2_unets", after),
+        rounds=HEAD_START + STUDENT_UPDATES,
+    )
 
 
 @dataclass(frozen=True)
@@ -61,22 +120,30 @@ class Transfer:
         return {"clips": self.data, "student before": self.before, "after the toned image model": self.after}
 
 
-def transfer(folder: Path) -> Transfer:
+def transfer(pair: Pair, folder: Path) -> Transfer:
     """Train all three; the image model is written into the folder."""
-    source = bundled_encoders()
+    source, frames = encoders(pair.first), pair.first.data.frames
     stills = toned(videos(TRAINED, 3, 1.0)).transpose(1, 2).flatten(0, 1).unsqueeze(2)  # three of each portrait
-    frames = data_of(source.codec.encode(stills), [seed for seed in TRAINED for _ in range(3)], source)
-    clips = data_of(source.codec.encode(videos(TRAINED, FRAMES, FPS)), TRAINED, source)
-    image = trained(load_recipe("portraits_teacher", IMAGE), frames, source, IMAGE_UPDATES)
+    pictures = data_of(source.codec.encode(stills), [seed for seed in TRAINED for _ in range(3)], source)
+    clips = data_of(source.codec.encode(videos(TRAINED, frames, FPS)), TRAINED, source)
+    image = trained(pair.image, pictures, source, IMAGE_UPDATES)
     image.model.backbone.save_folder(image.model.copy, folder, torch.float32)
-    first = load_recipe("portraits_long", FIRST)
-    student = trained(first, clips, source, first.critic.warmup + FIRST_UPDATES)
-    recipe = load_recipe("portraits_avdm2", STUDENT | {"frame_matching.model": str(folder)})
+    before = trained(pair.first, clips, source, pair.updates)
+    judged = pair.student.frame_matching.model_copy(update={"model": str(folder)})  # type: ignore[attr-defined]
+    recipe = pair.student.model_copy(update={"frame_matching": judged})
+    after = trained(recipe, clips, source, pair.rounds, before)
     return Transfer(
-        data=source.codec.decode(source.codec.encode(videos(HELD_OUT, FRAMES, FPS))),
-        before=sampled(student, first, source),
-        after=sampled(trained(recipe, clips, source, HEAD_START + STUDENT_UPDATES, student), recipe, source),
+        data=source.codec.decode(source.codec.encode(videos(HELD_OUT, frames, FPS))),
+        before=sampled(before, pair.first, source),
+        after=sampled(after, recipe, source),
     )
+
+
+def encoders(recipe: Recipe) -> LoadedEncoders:
+    """The bundled ones, as a recipe's model takes them."""
+    source = encoder_source(recipe.model, torch.device("cpu"))
+    assert isinstance(source, LoadedEncoders)
+    return source
 
 
 def toned(video: Tensor) -> Tensor:
@@ -123,7 +190,7 @@ def sampled(job: Any, recipe: Recipe, source: LoadedEncoders) -> Tensor:
     """The student's clips of the held-out captions, `b 3 f h w` in [-1, 1]."""
     null = null_condition(source.prompts)
     condition = source.prompts.encode([caption(portrait_from_seed(seed)) for seed in HELD_OUT])
-    shape = source.codec.geometry.latent_shape(FRAMES, SIDE, SIDE)
+    shape = source.codec.geometry.latent_shape(recipe.data.frames, SIDE, SIDE)
     latents = generate(job.model, student_way(recipe), condition, null, shape, list(HELD_OUT))
     return source.codec.decode(latents)
 
@@ -140,14 +207,19 @@ def main() -> None:
     from PIL import Image
 
     parser = argparse.ArgumentParser(prog="python benchmarks/style.py", description=__doc__)
-    parser.add_argument("--docs", type=Path, default=DOCS, help="where style.jpg goes; default docs")
+    parser.add_argument("--docs", type=Path, default=DOCS, help="where the picture goes; default docs")
+    parser.add_argument(
+        "--unets", type=Path, nargs=2, metavar=("IMAGE", "STUDENT"), help="runs of the paper's own pair"
+    )
     args = parser.parse_args()
+    pair = unets(*args.unets) if args.unets else bundled()
     with tempfile.TemporaryDirectory() as folder:
-        found = transfer(Path(folder)).columns()
+        found = transfer(pair, Path(folder)).columns()
     print(f"{'':28} off the tone  motion, px/frame")
     for name, video in found.items():
         print(f"{name:28} {off_tone(video):12.3f}  {motion(video):16.3f}")
-    Image.fromarray(sheet(found)).save(args.docs / "style.jpg", quality=90)
+    name = "style_unets" if args.unets else "style"
+    Image.fromarray(sheet(found)).save(args.docs / f"{name}.jpg", quality=90)
 
 
 if __name__ == "__main__":

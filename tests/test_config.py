@@ -38,7 +38,7 @@ RECIPES = (
         "hunyuan_video_portraits",
     ),
     *("hunyuan_video_t2v",),
-    *("portraits", "portraits_avdm2", "portraits_avdm2_unets", "portraits_dfd", "portraits_dmd"),
+    *("portraits", "portraits_avdm2", "portraits_avdm2_unets", "portraits_dfd", "portraits_dfd_cure", "portraits_dmd"),
     *("portraits_dmd2_gan", "portraits_dmd_full"),
     *("portraits_gan", "portraits_image", "portraits_image_teacher", "portraits_image_unet", "portraits_lcm"),
     *("portraits_long", "portraits_motion_unet", "portraits_teacher", "w2svd_paper"),
