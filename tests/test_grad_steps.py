@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from itertools import pairwise
 
 import pytest
@@ -46,6 +47,28 @@ def test_all_steps_are_the_mean_of_each(new_program: Programs, new_recipe: Recip
             sum_ += grad / 4
     for name, expected in zip(twin.student.parameters, total, strict=True):
         torch.testing.assert_close(found[name], expected, atol=1e-7, rtol=1e-4)
+
+
+def test_of_all_steps_one_graph_lives_at_a_time(new_program: Programs, new_recipe: Recipes) -> None:
+    class Held:
+        def __init__(self, tensor: Tensor) -> None:
+            self.tensor = tensor
+
+    peaks = {}
+    for which in ("last", "all"):
+        program, live, peak = new_program(new_recipe({"rollout.grad_steps": which})), weakref.WeakSet[Held](), 0
+
+        def pack(tensor: Tensor, live: weakref.WeakSet[Held] = live) -> Held:
+            nonlocal peak
+            held = Held(tensor)
+            live.add(held)
+            peak = max(peak, len(live))
+            return held
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda held: held.tensor):
+            program.round(1)
+        peaks[which] = peak
+    assert peaks["last"] > 50 and peaks["all"] == peaks["last"]
 
 
 def test_all_steps_are_logged_by_their_mean(new_program: Programs, new_recipe: Recipes) -> None:
