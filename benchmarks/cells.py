@@ -294,7 +294,8 @@ def arguments_of(subject: Subject, out: Path) -> list[str]:
 
 
 def move_aside(subject: Subject, out: Path) -> None:
-    """Make room for the same training once more; what is there stays beside it."""
+    """Make room for the same training once more, which is not done before its end; what is there stays beside it."""
+    note_usage(subject, out, None, False)
     place = subject.place(out)
     old = place.with_name(f"{place.name}.old")
     shutil.rmtree(old, ignore_errors=True)

@@ -52,7 +52,8 @@ def heading(plan: Plan, lines: Mapping[str, Line], about: str, command: str) -> 
         f"validation portraits from seed {VALIDATION} on); the factor with the least video Fréchet distance there was "
         "taken for all seeds. Variants take the factor of their method and don't compete for the winner: the ablation "
         "and `dmd2_125` that of `dmd2`, `dfd_w2s_score` that of `dfd_w2s`, AVDM2's other two that of `avdm2`, half and "
-        "twice the FLOPs that of all of them. The sick row, its cure and the cure's control have rates of their own."
+        "twice the FLOPs that of the same row with the whole budget. The sick row, its cure and the cure's control "
+        "have rates of their own."
         if o.sweep
         else "Rates are the recipes' own; no sweep was made."
     )

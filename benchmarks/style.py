@@ -29,6 +29,7 @@ from w2svd_core.data.codec import to_pixels, to_signed
 from w2svd_core.data.encoder_source import LoadedEncoders, null_condition
 from w2svd_core.data.latents import LatentSet
 from w2svd_core.data.portraits import caption, portrait_from_seed, render
+from w2svd_core.errors import guarded
 from w2svd_core.evaluation import student_way
 from w2svd_core.generation import generate
 from w2svd_core.metrics.motion import clip_motion
@@ -202,7 +203,7 @@ def sheet(found: Mapping[str, Tensor], rows: int = 4) -> NDArray[Any]:
     return contact_sheet(columns, list(found), captions, frames=3)
 
 
-def main() -> None:
+def main() -> int:
     """Measure, print, draw."""
     from PIL import Image
 
@@ -220,7 +221,8 @@ def main() -> None:
         print(f"{name:28} {off_tone(video):12.3f}  {motion(video):16.3f}")
     name = "style_unets" if args.unets else "style"
     Image.fromarray(sheet(found)).save(args.docs / f"{name}.jpg", quality=90)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(guarded(main))

@@ -134,7 +134,7 @@ def test_the_only_checkpoint_that_is_broken_has_no_round_before_it(run: Path) ->
         train.main(["--resume", str(run)])
     newest.unlink()
     older.write_bytes(older.read_bytes()[:100])
-    with pytest.raises(UserError, match=r"000002.* remove it, and train anew in another folder"):
+    with pytest.raises(UserError, match=r"000002.* is not a whole checkpoint of .*; train anew in another folder"):
         train.main(["--resume", str(run)])
 
 
@@ -142,13 +142,17 @@ def test_what_saves_memory_may_change_in_a_run(run: Path, capsys: pytest.Capture
     recipe = load_recipe(str(run / "recipe.yaml"), {})
     changed = {
         "model.gradient_checkpointing": "true", "matching.batched_scores": "false", "data.workers": "1",
-        "train.steps": "3",
+        "train.steps": "3", "guard.every": "1", "guard.clips": "50", "teacher.steps": "2",
     }  # fmt: skip
     later = load_recipe(str(run / "recipe.yaml"), changed)
     assert later.model.gradient_checkpointing != recipe.model.gradient_checkpointing
     (run / "recipe.yaml").write_text(recipe_to_yaml(later))
     assert train.main(["--resume", str(run)]) == 0
     assert RunFolder(run).newest_step() == 4 and "going on after step 3 of 4" in capsys.readouterr().err
+    other = load_recipe(str(run / "recipe.yaml"), {"guard.clips": "52"})  # its looks would not compare
+    (run / "recipe.yaml").write_text(recipe_to_yaml(other))
+    with pytest.raises(UserError, match=r"guard\.clips 50, .* says 52"):
+        train.main(["--resume", str(run)])
 
 
 def test_a_run_goes_on_without_the_lora_that_it_began_with(run: Path, tmp_path: Path) -> None:
@@ -181,7 +185,7 @@ def test_a_preview_that_can_not_be_made_ends_no_training(
     monkeypatch.setattr("w2svd_core.job.preview", full)
     assert train.main([*SMALL, "--train.sample_every", "1", "--out", str(tmp_path / "run")]) == 0
     said = capsys.readouterr().err
-    assert "its clips of round 1 could not be shown (no room for the codec)" in said
+    assert "clips of round 1 could not be shown (no room for the codec); nothing else is lost" in said
     assert RunFolder(tmp_path / "run").newest_step() == 3
 
 
@@ -189,12 +193,21 @@ def test_a_look_that_fails_loses_no_round(tmp_path: Path, monkeypatch: pytest.Mo
     def full(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("w2svd_core.guard.QualityGuard.look", full)
-    words = ("--train.checkpoint_every", "0", "--guard.every", "2", "--guard.clips", "50", "--teacher.steps", "2")
-    with pytest.raises(MemoryError):
-        train.main([*SMALL, *words, "--out", str(tmp_path / "run")])
+    monkeypatch.setattr("w2svd_core.guard.measured", full)
+    words = ("--train.checkpoint_every", "0", "--guard.every", "1", "--guard.clips", "50", "--teacher.steps", "2")
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "w2svd_core.guard.teacher_values", lambda *_: {"motion": 1.0, "saturation": 1.0, "diversity": 1.0}
+        )
+        with pytest.raises(MemoryError):
+            train.main([*SMALL, *words, "--out", str(tmp_path / "run")])
     run = RunFolder(tmp_path / "run")
-    assert run.newest_step() == 1
+    assert run.newest_step() == 2  # the second round is the student's first
+    monkeypatch.undo()
+    again = Path(shutil.copytree(run.path, tmp_path / "again"))
+    assert train.main(["--resume", str(again)]) == 0
+    looks = [row["step"] for row in RunFolder(again).metrics() if "guard/score" in row]
+    assert looks == [2, 3]  # the one that failed, too
     (run.path / "recipe.yaml").write_text(
         recipe_to_yaml(load_recipe(str(run.path / "recipe.yaml"), {"guard.every": "0"}))
     )

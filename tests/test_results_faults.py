@@ -98,9 +98,10 @@ def test_a_start_without_a_checkpoint_is_trained_again(
     asked: list[Any] = []
     monkeypatch.setattr(workers, "process", lambda key, command, given: asked.append(command) or (0, 5))
     workers.train(start)
-    assert "--resume" not in asked[0] and (tmp_path / "runs" / f"{start.key}.old" / "recipe.yaml").is_file()
     place.mkdir()
     (place / "recipe.yaml").write_text(recipe_to_yaml(start.recipe))
+    assert not bench.cells.is_trained(start, tmp_path)  # nobody starts from it half-trained
+    assert "--resume" not in asked[0] and (tmp_path / "runs" / f"{start.key}.old" / "recipe.yaml").is_file()
     bench.cells.note_usage(start, tmp_path, 5, True)
     checkpoints = place / "checkpoints"
     checkpoints.mkdir(parents=True)

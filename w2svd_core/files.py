@@ -96,6 +96,28 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def write_new_text(path: Path, text: str) -> None:
+    """Write UTF-8 text as a new file: of two that try at once one alone succeeds.
+
+    Raises:
+        FileExistsError: it is there already.
+        UserError: it can't be written; nothing is left of it.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stream = path.open("x", encoding="utf-8")
+    except OSError as error:
+        if isinstance(error, FileExistsError) and path.exists():
+            raise
+        raise UserError(_cannot_write(path, error)) from error
+    try:
+        with stream:
+            stream.write(text)
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise UserError(_cannot_write(path, error)) from error
+
+
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write tensors and string metadata atomically as one safetensors file."""
     from safetensors import SafetensorError

@@ -259,6 +259,10 @@ class QualityGuard:
         """Whether so many looks in a row were out of the band that the run is to end."""
         return 0 < self.recipe.guard.stop_after <= out_in_a_row(self.looks)
 
+    def lacks(self, done: int) -> bool:
+        """Whether a look was due after so many rounds and has not been made: its clips failed."""
+        return self._due(done) and all(look.step != done for look in self.looks)
+
     def look(self, done: int) -> tuple[dict[str, float], bool]:
         """After `done` rounds: what to log, and whether the run is to end."""
         if not self._due(done):

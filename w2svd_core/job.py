@@ -141,7 +141,7 @@ def check_places(recipe: Recipe) -> None:
 
 
 def check_second_stage(recipe: Recipe, folder: Path) -> None:
-    """Raise a UserError for what would end a distillation at its beginning, before the hours of its fine-tune."""
+    """Raise a UserError before the hours of a fine-tune for what the distillation behind it names and is not there."""
     accelerator_for(recipe, folder)
     check_places(recipe)
     if recipe.student.init:
@@ -182,6 +182,8 @@ def trained(run: RunFolder, job: Job, before: str, accelerator: Any, resume: Pat
         watch.say(f"going on after step {start} of {job.program.rounds}")
     try:
         guard = QualityGuard(recipe, run, job, start, watch) if recipe.guard.every else None
+        if guard and guard.lacks(start):
+            run.log(start, guard.look(start)[0])
         if guard and guard.enough and start < job.program.rounds:
             watch.say("guard.stop_after has ended this run; to train longer, raise it, or set it to 0")
         else:
@@ -265,7 +267,7 @@ def show(recipe: Recipe, run: RunFolder, job: Job, step: int, watch: Watch) -> N
         if not (isinstance(error, UserError) or out_of_memory(error)):
             raise
         reason = " ".join(str(error).split()) or type(error).__name__
-        watch.say(f"warning: the student goes on, but its clips of round {step} could not be shown ({reason})")
+        watch.say(f"warning: the student's clips of round {step} could not be shown ({reason}); nothing else is lost")
 
 
 def finish(recipe: Recipe, run: RunFolder, job: Job, watch: Watch) -> None:

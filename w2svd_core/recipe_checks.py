@@ -1,4 +1,4 @@
-"""What has to fit together in a recipe that distils, beyond each setting's range; a fault is a ValueError."""
+"""What has to fit together in a recipe, beyond each setting's range; a fault is a ValueError."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .config import load_recipe, recipe_to_yaml, settings_of
 from .errors import UserError
-from .files import opened_safetensors, read_safetensors, write_safetensors, write_text
+from .files import opened_safetensors, read_safetensors, write_new_text, write_safetensors, write_text
 from .options import show
 from .places import PLACE_KEYS, rewritten
 from .settings import Recipe
@@ -45,8 +45,9 @@ ORIGIN = {
 
 def set_in_stone(then: Mapping[str, object], now: Mapping[str, object]) -> list[str]:
     """The settings, of those that two recipes both have, whose change would make it another run."""
+    free = MAY_CHANGE if then.get("guard.every") else (*MAY_CHANGE, "guard.")  # there are no looks to compare with
     both = (key for key in then if key in now)
-    return [key for key in both if then[key] != now[key] and not key.startswith(MAY_CHANGE)]
+    return [key for key in both if then[key] != now[key] and not key.startswith(free)]
 
 
 def place_for(recipe: Recipe, out: Path | None) -> Path:
@@ -101,12 +102,10 @@ class RunFolder:
             UserError: there is a run in it already, or it can't be written.
         """
         path = place_for(recipe, out)
-        path.mkdir(parents=True, exist_ok=True)
         try:
-            (path / "recipe.yaml").open("x").close()
+            write_new_text(path / "recipe.yaml", recipe_to_yaml(anchored(recipe)))
         except FileExistsError as error:  # of a run that began in the same second
             raise _taken(path) from error
-        write_text(path / "recipe.yaml", recipe_to_yaml(anchored(recipe)))
         return RunFolder(path)
 
     @staticmethod
@@ -290,10 +289,11 @@ class RunFolder:
                 tensors, metadata = read_safetensors(found[-1])
                 step = int(metadata["step"])
             except (UserError, KeyError, ValueError) as error:
-                then = (
-                    "and the run goes on from the one before it" if found[:-1] else "and train anew in another folder"
-                )
-                raise UserError(f"{found[-1]} is not a whole checkpoint of this program; remove it, {then}") from error
+                older = "remove it, and the run goes on from the one before it"
+                raise UserError(
+                    f"{found[-1]} is not a whole checkpoint of this program; "
+                    f"{older if found[:-1] else 'train anew in another folder'}"
+                ) from error
             self._check_origin(found[-1], metadata)
         kept = [json.dumps(row) for row in self.metrics() if row["step"] <= step]
         if (self.path / "metrics.jsonl").is_file():

@@ -12,6 +12,7 @@ from .errors import UserError
 from .files import read_safetensors
 from .guard import take_best
 from .learner import Learner, average_age
+from .objectives import terms
 from .options import show, value_of
 from .run import RunFolder, anchored
 from .sections import Optimizer
@@ -100,8 +101,8 @@ def start_from(program: Distillation, place: str, base: str, models: str = "") -
             term = name.partition("/")[0]
             fits = same_models and _is_alike(term, run.recipe(), program.recipe)
             taken = fits and _take_over_if_alike(learner, tensors, name)
-            if not taken and not getattr(program.recipe, term).lr:
-                raise UserError(f"start {place} has no {name} like this one, which {term}.lr 0 never trains; raise it")
+            if not taken and (why := _nothing_to_do(term, program.recipe)):
+                raise UserError(f"start {place} has no {name} like this one: {why}")
             others[taken].append(name)
     best = take_best(run, program.student) if run.recipe().guard.keep == "best" else None
     last = int(checkpoint.stem)
@@ -137,6 +138,11 @@ def _is_alike(term: str, then: Recipe, now: Recipe) -> bool:
     loose = {*Optimizer.model_fields, "weight", "model"}
     theirs, own = (getattr(recipe, term).model_dump(exclude=loose) for recipe in (then, now))
     return bool(theirs == own)
+
+
+def _nothing_to_do(term: str, recipe: Recipe) -> str:
+    """Why a term could do nothing if it began anew; "" where it can."""
+    return str(terms()[term].misfit(getattr(recipe, term), recipe.model_copy(update={"start": ""})))
 
 
 def _take_over(learner: Learner, tensors: Mapping[str, Tensor], name: str, place: str) -> None:
