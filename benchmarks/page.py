@@ -51,9 +51,9 @@ def heading(plan: Plan, lines: Mapping[str, Line], about: str, command: str) -> 
         f"{further if len(o.sweep) > 1 else ''} (the first seed, {part} the budget, {o.sweep_clips} "
         f"validation portraits from seed {VALIDATION} on); the factor with the least video Fréchet distance there was "
         "taken for all seeds. Variants take the factor of their method and don't compete for the winner: the ablation "
-        "and `dmd2_125` that of `dmd2`, `dfd_w2s_score` that of `dfd_w2s`, AVDM2's other two that of `avdm2`, half and "
-        "twice the FLOPs that of the same row with the whole budget. The sick row, its cure and the cure's control "
-        "have rates of their own."
+        "and `dmd2_125` that of `dmd2`, `dfd_w2s_score` that of `dfd_w2s`, AVDM2's other two that of `avdm2`. Half "
+        "and twice the FLOPs try that of the whole budget, and twice and half of it. The sick row, its cure and the "
+        "cure's control have rates of their own."
         if o.sweep
         else "Rates are the recipes' own; no sweep was made."
     )

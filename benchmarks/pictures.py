@@ -121,8 +121,8 @@ def grid_map(lines: Lines, plan: Plan) -> Any:
     import numpy as np
 
     cells = [line for line in lines.values() if line.row.group == GRID and line.results]
-    if not cells:
-        return None
+    if len(cells) < 2:
+        return None  # a cell is no map
     found = {}
     for line in cells:
         alpha, scale = (float(line.row.settings[f"matching.{key}"]) for key in ("alpha_weak", "guidance_scale"))

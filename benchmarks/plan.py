@@ -186,7 +186,13 @@ class Plan:
         return self.cell(row, o.seeds[0], factor, o.sweep_budget, o.sweep_clips, VALIDATION)
 
     def factors(self, row: Row) -> list[float]:
-        """Those of the sweep; while the best of several lies at an edge, half or twice as much, too."""
+        """Those of the sweep; while the best of several lies at an edge, half or twice as much, too.
+
+        Raises:
+            NotYet: the sweep that they are shares of is not done.
+        """
+        if row.tried:
+            return sorted(share * self.factor(self.rows[row.rates]) for share in row.tried)
         found = sorted(self.options.sweep)
         for _ in range(BEYOND if len(found) > 1 else 0):
             distances = [self.distance(row, factor) for factor in found]
@@ -219,7 +225,7 @@ class Plan:
             return 1.0
         if row.winner:
             return self.factor(self.winner())
-        if row.rates:
+        if row.rates and not row.tried:
             return self.factor(self.rows[row.rates])
         return min(self.swept(row).items(), key=lambda pair: pair[1])[0]
 
@@ -265,7 +271,7 @@ class Plan:
 
     def sweeps(self, row: Row) -> bool:
         """Whether a row has a sweep of its own."""
-        return row.kind == "student" and row.swept and not row.winner and not row.rates
+        return row.kind == "student" and row.swept and not row.winner and bool(row.tried or not row.rates)
 
     def in_steps(self, source: Row, row: Row) -> Row:
         """A row in another number of steps; in its own it is the very same cell."""

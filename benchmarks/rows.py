@@ -23,7 +23,7 @@ EULER_4 = "teacher, 4 Euler steps"
 FOUR = {"teacher.steps": "4"}  # of the teacher's own sampler: its shift and guidance
 GRID = "alpha_weak against guidance"
 BUDGETS = "Other training budgets"
-SHARES = {"half": 0.5, "double": 2.0}  # of the budget, by the end of a row's name
+SHARES = {"half": (0.5, (1.0, 2.0)), "double": (2.0, (0.5, 1.0))}  # of the budget, and what is tried of its rates
 CLIPS_OF_UNETS = "AnimateDiff (clips of 9 frames, latents of single frames)"
 
 
@@ -43,6 +43,7 @@ class Row:
         teacher, image: the rows whose models take the places of `model.path` and `frame_matching.model`.
         start: the row whose student and critic this one starts from.
         rates: the row whose sweep of rates counts for this one, too, a variant of the same method; "" = its own.
+        tried: shares of that row's factor that are tried on validation; () = that factor alone.
         swept: False leaves its rates as they are.
         seeds: how many of the table's it is trained with, or a teacher sampled with, the first ones; None = all.
         share: of the budget that this row's own training gets.
@@ -63,6 +64,7 @@ class Row:
     image: str = ""
     start: str = ""
     rates: str = ""
+    tried: tuple[float, ...] = ()
     swept: bool = True
     seeds: int | None = None
     share: float = 1.0
@@ -237,15 +239,15 @@ TRAINED: tuple[Row, ...] = (
 
 
 def _budgets() -> list[Row]:
-    """Half and twice the FLOPs, at the rates that were swept with all of them."""
+    """Half and twice the FLOPs: a longer training may want lower rates."""
     of = {row.name: row for row in TRAINED}
     return [
         replace(
             of[name], name=f"{name}_{end}", title=f"{of[name].title}, × {share:g}", group=BUDGETS, rates=name,
-            share=share, paper="",
+            tried=tried, share=share, paper="",
         )
-        for name in ("lcm", "dmd2_full", "dmd2", "w2s")
-        for end, share in SHARES.items()
+        for name in ("lcm", "dmd2", "w2s")
+        for end, (share, tried) in SHARES.items()
     ]  # fmt: skip
 
 

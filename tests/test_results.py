@@ -301,7 +301,7 @@ def test_what_has_not_run_says_so_and_what_has_prints_mean_spread_and_factor(
         x for x in page.splitlines() if x.startswith("| W2S, alpha_weak 0.25 (`w2s_25`) | W2S, alpha_weak 0.25, ground")
     ]
     assert len(lacking) == 2 and all(x.endswith("| not all seeds yet |") for x in lacking)  # motion and average
-    assert {path.name for path in (tmp_path / "docs" / "results").iterdir()} == {"alpha_weak.png"}
+    assert {path.name for path in (tmp_path / "docs" / "results").iterdir()} == {"alpha_weak.png", "grid.png"}
 
 
 def test_a_row_took_what_it_started_from_too(bench: Any, tmp_path: Path) -> None:

@@ -45,14 +45,17 @@ def test_quality_over_flops_is_drawn_of_rows_with_several_budgets(bench: Any, tm
     assert list(drawn.get_xdata()) == pytest.approx([130e-12, 260e-12])
 
 
-def test_other_budgets_take_the_rates_of_the_whole_one(bench: Any, tmp_path: Path, costs: Any) -> None:
+def test_other_budgets_try_the_rates_of_the_whole_one_and_half_of_them(bench: Any, tmp_path: Path, costs: Any) -> None:
     plan = plan_of(bench, tmp_path, costs, seeds=(0, 1))
     own, double = plan.rows["w2s"], plan.rows["w2s_double"]
-    assert not plan.sweeps(double) and not plan.may_win(double)
+    assert not plan.may_win(double) and "of w2s is not done" in plan.of(double).why
     for cell, distance in zip(plan.sweep_cells(own), (3.0, 1.0, 2.0), strict=True):
         finish(cell, tmp_path, frechet_video=distance)
+    assert plan.factors(double) == [0.5, 1.0] and plan.factors(plan.rows["w2s_half"]) == [1.0, 2.0]
+    for cell, distance in zip(plan.sweep_cells(double), (1.0, 2.0), strict=True):
+        finish(cell, tmp_path, frechet_video=distance)
     once, twice = (plan.of(row).test[0].subject.recipe for row in (own, double))
-    assert twice.train.steps > 1.9 * once.train.steps and twice.student.lr == once.student.lr
+    assert twice.train.steps > 1.9 * once.train.steps and twice.student.lr == once.student.lr / 2
 
 
 def test_each_seed_of_a_teacher_is_a_cell(bench: Any, tmp_path: Path, costs: Any) -> None:
