@@ -17,7 +17,7 @@ import pytest
 import torch
 from bench_parts import cell_of, command, finish, plan_of
 
-from w2svd_core.config import load_recipe
+from w2svd_core.config import load_recipe, recipe_to_yaml
 from w2svd_core.errors import UserError
 
 # ---- keys
@@ -78,6 +78,9 @@ def test_a_finished_cell_is_not_run_again_and_a_start_comes_first(bench: Any, tm
     bench.cells.note_usage(first, tmp_path, 5, True)
     (first.place(tmp_path) / "checkpoints").mkdir(parents=True)
     (first.place(tmp_path) / "checkpoints" / "000003.safetensors").touch()
+    for subject in (first, after.subject):
+        subject.place(tmp_path).mkdir(parents=True, exist_ok=True)
+        (subject.place(tmp_path) / "recipe.yaml").write_text(recipe_to_yaml(subject.recipe))
     assert workers.next_job([after], set()) is after.subject
     bench.cells.note_usage(after.subject, tmp_path, 5, True)
     assert workers.next_job([after], set()) is after
