@@ -181,7 +181,7 @@ def _unets() -> list[Row]:
         Row("image_unet", "an image model of portraits", group, "portraits_image_unet", kind="model"),
         Row("motion_unet", "an AnimateDiff of portraits", group, "portraits_motion_unet", kind="model"),
         Row("motion_codec", "data through mp4 and codec", group, kind="codec", **like),
-        Row("motion_28", "teacher, 28 steps", group, kind="teacher", **like),
+        Row("motion_28", "teacher, 28 steps", group, kind="teacher", seeds=1, **like),
         Row("motion_4", EULER_4, group, settings=FOUR, kind="teacher", **like),
         Row("motion_euler", f"{EULER_4}, best found", group, kind="euler", **like),
         Row("motion_lcm", "LCM", group, settings=LCM_OF_UNETS, paper="AnimateLCM FVD 1406, CLIPScore 28.4", **like),
