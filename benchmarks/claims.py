@@ -41,7 +41,7 @@ TABLE, FIGURE = "W2SVD, Table 1", "W2SVD, ablation figure"
 
 
 def _imaging(better: str, worse: str, theirs: str) -> list[Claim]:
-    """VBench's imaging quality knows no data: sharpness is nearest to it in kind, Frechet distance of frames in aim."""
+    """VBench's imaging quality knows no data: sharpness is nearest to it in kind, Fréchet distance of frames in aim."""
     return [
         Claim(better, worse, "sharpness", FIGURE, theirs, higher=True),
         Claim(better, worse, "frechet_frame", FIGURE, theirs),

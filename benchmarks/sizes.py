@@ -25,15 +25,7 @@ class Size:
     settings: Mapping[str, str] = field(default_factory=dict)
 
 
-GROUPS = (
-    FLOORS,
-    TEACHER,
-    STUDENTS,
-    ABLATION,
-    WINNERS,
-    BUDGETS,
-    GRID,
-)  # of the larger table: from text
+GROUPS = (FLOORS, TEACHER, STUDENTS, ABLATION, WINNERS, BUDGETS, GRID)  # of the larger table: from text
 LARGE_TEACHER = Row(
     "large_teacher", "the larger teacher", TEACHER, "portraits_teacher", kind="model",
     settings={

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from cells import with_files
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -130,8 +131,7 @@ def transfer(pair: Pair, folder: Path) -> Transfer:
     image = trained(pair.image, pictures, source, IMAGE_UPDATES)
     image.model.backbone.save_folder(image.model.copy, folder, torch.float32)
     before = trained(pair.first, clips, source, pair.updates)
-    judged = pair.student.frame_matching.model_copy(update={"model": str(folder)})  # type: ignore[attr-defined]
-    recipe = pair.student.model_copy(update={"frame_matching": judged})
+    recipe = with_files(pair.student, {"frame_matching.model": folder})
     after = trained(recipe, clips, source, pair.rounds, before)
     return Transfer(
         data=source.codec.decode(source.codec.encode(videos(HELD_OUT, frames, FPS))),
